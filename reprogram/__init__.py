@@ -1,0 +1,28 @@
+"""Model reprogramming: a frozen pretrained model does a new low-data task; only an input program and an output map learn."""
+
+from __future__ import annotations
+
+import importlib.util
+import warnings
+from pathlib import Path
+
+from reprogram.config import build, to_spec
+from reprogram.errors import DataError
+from reprogram.mapping import GaussianProcess, LinearMap, Stack
+from reprogram.model import Reprogrammed
+from reprogram.programs import Dictionary, FreeEmbeddings, GraphDelta, Identity, SoftPrompt, vocabulary
+from reprogram.side_by_side import Parallel, SideBySide
+from reprogram.sources import Source, catalogue, load
+from reprogram.train import History, adam, evidence, fit, predict, supervised
+
+__version__ = "0.1.0"
+__all__ = [
+    "DataError", "Dictionary", "FreeEmbeddings", "GaussianProcess", "GraphDelta", "History", "Identity", "LinearMap",
+    "Parallel", "Reprogrammed", "SideBySide", "SoftPrompt", "Source", "Stack", "adam", "build", "catalogue", "evidence",
+    "fit", "load", "predict", "supervised", "to_spec", "vocabulary",
+]  # fmt: skip
+
+for _name in ("adversarial", "certify", "tasks"):
+    _found = importlib.util.find_spec(_name)
+    if _found is not None and _found.origin and Path(_found.origin).parents[1] != Path(__file__).parents[1]:
+        warnings.warn(f"another package named '{_name}' ({_found.origin}) hides ours; use a virtual environment", stacklevel=2)

@@ -1,0 +1,54 @@
+"""The model card that travels with an artefact, filled from its config only."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def model_card(config: dict[str, Any], size: int) -> str:
+    """README.md of an artefact: what it is, on which source, for which task, how well, how to load it."""
+    from huggingface_hub import ModelCard, ModelCardData
+
+    task = config["metadata"].get("task", {})
+    source = config["source"]
+    data = ModelCardData(
+        library_name="reprogram", license=task.get("license"), tags=["model-reprogramming", task.get("kind", "unknown")]
+    )
+    lines = [
+        f"# {task.get('name', 'Reprogrammed model')} by reprogramming `{source['name']}`",
+        "",
+        f"A frozen `{source['name']}` (weights {source['digest']}, {source.get('license') or 'licence not stated'}) with a "
+        f"learned program and output map of {size / 1e6:.2f} MB. The source itself is not in this folder.",
+        "",
+        f"- Program: `{target(config['program'])}`",
+        f"- Map: `{target(config['mapping'])}`",
+        *(f"- {key.replace('_', ' ').capitalize()}: {value}" for key, value in task.items()),
+        "",
+        *metrics_table(config["metadata"].get("metrics", {})),
+        "## Use",
+        "",
+        "```python",
+        "from reprogram import Reprogrammed, predict",
+        "",
+        'model = Reprogrammed.from_pretrained("path/to/this/folder")',
+        'predict(model, ["CCO"])',
+        "```",
+        "",
+        "Trained with " + ", ".join(f"{k} {v}" for k, v in config["versions"].items()) + ".",
+        "",
+    ]
+    return str(ModelCard(f"---\n{data.to_yaml()}\n---\n\n" + "\n".join(lines)))
+
+
+def target(spec: Any) -> str:
+    """Short class name of a spec."""
+    return spec["_target_"].rpartition(".")[2] if isinstance(spec, dict) and "_target_" in spec else str(spec)
+
+
+def metrics_table(metrics: dict[str, Any]) -> list[str]:
+    """Markdown rows of test metrics with their 95 % intervals; nothing when none were recorded."""
+    if not metrics:
+        return []
+    rows = [f"| {k} | {v['value']:.3f} | {v['low']:.3f} to {v['high']:.3f} | {v['n']} |" for k, v in metrics.items()]
+    head = ["## Held-out test rows", "", "| metric | value | 95 % bootstrap interval | n |", "| --- | --- | --- | --- |"]
+    return [*head, *rows, ""]

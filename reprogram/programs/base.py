@@ -1,0 +1,50 @@
+"""What every program is, and the one that changes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from torch import nn
+
+from reprogram.config import configurable
+from reprogram.sources.base import Batch, Record, Source
+
+
+class Program(Protocol):
+    """The first term of the formula: raw inputs to what the frozen source takes.
+
+    `bind` is called once with the source (to read embedding tables and codecs; never to change it), `encode` and
+    `collate` are parameter-free and run outside autograd, `forward` is the learned, differentiable part.
+    A `project()` method, where present, is called after every optimizer step to restore a constraint.
+    """
+
+    def bind(self, source: Source) -> None: ...
+    def encode(self, inputs: Sequence[Any]) -> list[Record]: ...
+    def collate(self, records: Sequence[Record]) -> Batch: ...
+    def length(self, record: Record) -> int: ...
+    def forward(self, batch: Batch) -> Batch: ...
+
+
+class SourceCodec(nn.Module):
+    """Encode and collate as the source itself does."""
+
+    def bind(self, source: Source) -> None:
+        object.__setattr__(self, "codec", source.codec)
+
+    def encode(self, inputs: Sequence[Any]) -> list[Record]:
+        return self.codec.encode(inputs)
+
+    def collate(self, records: Sequence[Record]) -> Batch:
+        return self.codec.collate(records)
+
+    def length(self, record: Record) -> int:
+        return self.codec.length(record)
+
+
+@configurable
+class Identity(SourceCodec):
+    """No program: the source sees its native input. With a trained or closed-form map this is the linear probe."""
+
+    def forward(self, batch: Batch) -> Batch:
+        return batch

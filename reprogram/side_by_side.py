@@ -1,0 +1,107 @@
+"""Several frozen sources side by side: `mapping ∘ concat(source_i ∘ program_i)`, itself a program and a source."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from reprogram.config import configurable
+from reprogram.sources.base import Batch, Record, Source
+
+CACHED = "source_features"  # the key under which a record carries features that no longer need their source
+
+
+class SideBySide(nn.Module):
+    """Sources side by side as one: features are concatenated, (B, S_1 + … + S_k).
+
+    `columns` gives each source's (start, stop), which maps use as blocks. Frozen and in eval mode like its members.
+    """
+
+    takes, returns, revision = "parallel", "features", ""
+
+    def __init__(self, sources: Sequence[Source]):
+        super().__init__()
+        self.members = nn.ModuleList(sources)
+        self.name = "+".join(source.name for source in sources)
+        self.width = sum(source.width for source in sources)
+        self.license = "; ".join(dict.fromkeys(source.license for source in sources if source.license))
+        stops = torch.tensor([source.width for source in sources]).cumsum(0).tolist()
+        self.columns = tuple(zip([0, *stops[:-1]], stops, strict=True))
+
+    def train(self, mode: bool = True) -> SideBySide:
+        return super().train(False)
+
+    @property
+    def digest(self) -> str:
+        """One digest over the members' digests, in order."""
+        return hashlib.sha256(" ".join(member.digest for member in self.members).encode()).hexdigest()[:16]
+
+    @property
+    def spec(self) -> dict[str, Any]:
+        return {"_target_": "reprogram.side_by_side.side_by_side", "sources": [member.spec for member in self.members]}
+
+    def forward(self, batch: Batch) -> Tensor:
+        parts = (batch[str(i)] for i in range(len(self.members)))
+        return torch.cat([apply_source(m, part) for m, part in zip(self.members, parts, strict=True)], dim=1)
+
+
+def side_by_side(sources: Sequence[Source]) -> SideBySide:
+    """Build a `SideBySide` from sources (the form artefacts name)."""
+    return SideBySide(sources)
+
+
+def apply_source(source: nn.Module, batch: Batch) -> Tensor:
+    """`source(batch)`, unless the batch already carries its features."""
+    return batch[CACHED] if CACHED in batch else source(batch)
+
+
+def collate_records(program: nn.Module, records: Sequence[Record]) -> Batch:
+    """`program.collate`, unless the records already carry source features."""
+    if CACHED in records[0]:
+        return {CACHED: torch.stack([record[CACHED] for record in records])}
+    return program.collate(records)
+
+
+@configurable
+class Parallel(nn.Module):
+    """One program per source of a `SideBySide`; records and batches are keyed by the member's position."""
+
+    def __init__(self, programs: Sequence[nn.Module]):
+        super().__init__()
+        self.programs = nn.ModuleList(programs)
+
+    def bind(self, source: SideBySide) -> None:
+        if len(source.members) != len(self.programs):
+            raise ValueError(f"expected one program per source, got {len(self.programs)} for {len(source.members)} sources")
+        for program, member in zip(self.programs, source.members, strict=True):
+            program.bind(member)
+
+    def encode(self, inputs: Sequence[Any]) -> list[Record]:
+        columns = [program.encode(inputs) for program in self.programs]
+        return [{str(i): record for i, record in enumerate(row)} for row in zip(*columns, strict=True)]
+
+    def collate(self, records: Sequence[Record]) -> Batch:
+        return {str(i): collate_records(p, [r[str(i)] for r in records]) for i, p in enumerate(self.programs)}
+
+    def length(self, record: Record) -> int:
+        return max(1 if CACHED in record[str(i)] else p.length(record[str(i)]) for i, p in enumerate(self.programs))
+
+    def forward(self, batch: Batch) -> Batch:
+        parts = ((str(i), batch[str(i)], program) for i, program in enumerate(self.programs))
+        return {key: part if CACHED in part else program(part) for key, part, program in parts}
+
+    def project(self) -> None:
+        for program in self.programs:
+            getattr(program, "project", lambda: None)()
+
+
+def frozen_members(program: nn.Module, source: nn.Module) -> list[tuple[str | None, nn.Module, nn.Module]]:
+    """(key, program, source) of each part in front of the map that learns nothing: its features can be kept."""
+    if isinstance(program, Parallel):
+        triples = zip(map(str, range(len(program.programs))), program.programs, source.members, strict=True)
+        return [(key, p, s) for key, p, s in triples if not any(w.requires_grad for w in p.parameters())]
+    return [] if any(w.requires_grad for w in program.parameters()) else [(None, program, source)]

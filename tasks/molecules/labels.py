@@ -1,0 +1,155 @@
+"""What a label column means: numbers, classes or several yes/no labels, and how they become an array."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Any
+
+import numpy as np
+
+from reprogram.errors import DataError
+from tasks.molecules.readers import short
+from tasks.molecules.standardise import MISSING
+from tasks.task import KINDS
+
+NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?|[+-]?inf(inity)?", re.IGNORECASE | re.ASCII)
+# of a pair of class names, the one listed here is class 0; otherwise names sort
+NEGATIVE = frozenset(
+    {"0", "-1", "-", "false", "f", "no", "n", "neg", "negative", "inactive", "nontoxic", "non-toxic", "impermeable"}
+)
+Value = float | str | None
+
+
+def parse(value: Any, row: int, column: str) -> Value:
+    """A label as a number, a text, or None where it is missing."""
+    if value is None or type(value).__name__ in ("NAType", "NaTType"):
+        return None
+    if isinstance(value, bool | np.bool_):
+        return str(bool(value))
+    if isinstance(value, int | float | np.integer | np.floating | Decimal):
+        try:
+            number = float(value)
+        except OverflowError:
+            number = math.inf
+        return None if number != number else number
+    if isinstance(value, str):
+        text = value.strip()
+        if text.lower() in MISSING:
+            return None
+        return float(text) if NUMBER.fullmatch(text) else text
+    raise DataError(
+        f"expected numbers or class names in column {short(column)}, got {short(value)} ({type(value).__name__}) at row {row}"
+    )
+
+
+def check_types(values: Sequence[Value], rows: Sequence[int], column: str) -> None:
+    """One type per column: the first value of the rarer type is named."""
+    counts = Counter(type(v) for v in values if v is not None)
+    if len(counts) < 2:
+        return
+    usual = float if counts[float] >= counts[str] else str
+    row, value = next((r, v) for r, v in zip(rows, values, strict=True) if v is not None and type(v) is not usual)
+    wanted = "numbers" if usual is float else "class names"
+    raise DataError(
+        f"expected only {wanted} in column {short(column)}, got {short(_name(value))} at row {row}; correct or empty that cell"
+    )
+
+
+@dataclass(frozen=True)
+class Labels:
+    """Targets (n,) or (n, T), their kind, and the names of the classes or labels."""
+
+    targets: np.ndarray
+    kind: str
+    classes: tuple[str, ...]
+
+
+def encode(
+    columns: dict[str, list[Value]],
+    *,
+    kind: str | None = None,
+    positive: str | None = None,
+    order: dict[str, tuple[str, ...]] | None = None,
+) -> Labels:
+    """One array from parsed label columns (every row holds at least one label).
+
+    Several columns are a multilabel task. One column of text, or of two values, is classification; of more numbers,
+    regression. Of two classes the `positive` one is class 1; by default the later by name, unless the other one is
+    a known word for "no".
+    """
+    if kind is not None and kind not in KINDS:
+        raise DataError(f"expected a kind among {', '.join(KINDS)}, got {short(kind)}")
+    order = order or {}
+    if len(columns) > 1 or kind == "multilabel":
+        return _multilabel(columns, kind, positive, order)
+    ((column, values),) = columns.items()
+    distinct = {v for v in values if v is not None}
+    numeric = all(isinstance(v, float) for v in distinct)
+    kind = kind or ("regression" if numeric and len(distinct) != 2 else "classification")
+    if kind == "regression":
+        if not numeric:
+            raise DataError(f"expected numbers in column {short(column)} for regression, got text; use classification")
+        if len(distinct) < 2:
+            raise DataError(f"expected labels that vary in column {short(column)}, got a constant {_shown(distinct)}")
+        return Labels(np.asarray(values, dtype=float), kind, ())
+    if len(distinct) < 2:
+        raise DataError(
+            f"expected at least two classes in column {short(column)}, got one class only {_shown(distinct)}"
+        )
+    if len(distinct) > max(20, len(values) // 2):
+        raise DataError(
+            f"expected class labels in column {short(column)}, got {len(distinct)} different values in {len(values)} rows"
+        )
+    classes = _classes(distinct, column, positive, order.get(column))
+    places = {name: float(i) for i, name in enumerate(classes)}
+    return Labels(np.asarray([places[_name(v)] for v in values]), kind, classes)
+
+
+def _multilabel(
+    columns: dict[str, list[Value]], kind: str | None, positive: str | None, order: dict[str, tuple[str, ...]]
+) -> Labels:
+    if kind not in (None, "multilabel"):
+        raise DataError(f"expected one target column for {kind}, got {len(columns)}; train one task per column")
+    targets = []
+    for column, values in columns.items():
+        distinct = {v for v in values if v is not None}
+        if len(distinct) > 2:
+            raise DataError(
+                f"expected two values in every column of a multilabel task, got {len(distinct)} in {short(column)}; "
+                "train numbers or more classes as a task of their own"
+            )
+        if len(distinct) < 2:
+            raise DataError(f"expected both classes in column {short(column)}, got one class only {_shown(distinct)}")
+        places = {name: float(i) for i, name in enumerate(_classes(distinct, column, positive, order.get(column)))}
+        targets.append([math.nan if v is None else places[_name(v)] for v in values])
+    return Labels(np.asarray(targets, dtype=float).T, "multilabel", tuple(columns))
+
+
+def _classes(
+    distinct: set[float | str], column: str, positive: str | None, order: tuple[str, ...] | None
+) -> tuple[str, ...]:
+    names = [_name(v) for v in sorted(distinct, key=lambda v: (isinstance(v, str), v))]
+    if order and set(names) <= set(order):
+        names = [name for name in order if name in names]
+    if len(names) != 2:
+        return tuple(names)
+    if positive is not None:
+        if str(positive) not in names:
+            raise DataError(f"expected positive= to be one of {names} in column {short(column)}, got {short(positive)}")
+        return tuple(sorted(names, key=lambda name: name == str(positive)))
+    if not order and (names[1].lower() in NEGATIVE) != (names[0].lower() in NEGATIVE):
+        names.sort(key=lambda name: name.lower() not in NEGATIVE)
+    return tuple(names)
+
+
+def _name(value: Value) -> str:
+    return f"{value:.12g}" if isinstance(value, float) else str(value)
+
+
+def _shown(distinct: set[float | str]) -> str:
+    return f"({short(_name(next(iter(distinct))))})" if distinct else "(no labels)"
