@@ -25,4 +25,6 @@ __all__ = [
 for _name in ("adversarial", "certify", "tasks"):
     _found = importlib.util.find_spec(_name)
     if _found is not None and _found.origin and Path(_found.origin).parents[1] != Path(__file__).parents[1]:
-        warnings.warn(f"another package named '{_name}' ({_found.origin}) hides ours; use a virtual environment", stacklevel=2)
+        warnings.warn(
+            f"another package named '{_name}' ({_found.origin}) hides ours; use a virtual environment", stacklevel=2
+        )

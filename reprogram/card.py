@@ -50,5 +50,10 @@ def metrics_table(metrics: dict[str, Any]) -> list[str]:
     if not metrics:
         return []
     rows = [f"| {k} | {v['value']:.3f} | {v['low']:.3f} to {v['high']:.3f} | {v['n']} |" for k, v in metrics.items()]
-    head = ["## Held-out test rows", "", "| metric | value | 95 % bootstrap interval | n |", "| --- | --- | --- | --- |"]
+    head = [
+        "## Held-out test rows",
+        "",
+        "| metric | value | 95 % bootstrap interval | n |",
+        "| --- | --- | --- | --- |",
+    ]
     return [*head, *rows, ""]

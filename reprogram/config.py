@@ -79,7 +79,9 @@ def resolve(target: str) -> Callable[..., Any]:
     try:
         found = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError):
-        raise DataError(f"expected an existing class or function, got _target_ '{target}'; check its spelling") from None
+        raise DataError(
+            f"expected an existing class or function, got _target_ '{target}'; check its spelling"
+        ) from None
     if getattr(found, "__module__", "").split(".")[0] not in PACKAGES:
         raise DataError(f"expected a _target_ defined in our packages, got '{target}', which is only imported there")
     return found

@@ -18,7 +18,9 @@ def writable(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise DataError(f"could not write {path} ({error.strerror or error}); choose a writable place with room") from error
+        raise DataError(
+            f"could not write {path} ({error.strerror or error}); choose a writable place with room"
+        ) from error
 
 
 @contextmanager

@@ -71,6 +71,11 @@ class Scaler(nn.Module):
         return ((features - self.mean) / self.std).clamp(-CLIP, CLIP)
 
 
+def blocks(columns: Columns, width: int) -> tuple[tuple[int, int], ...]:
+    """The (start, stop) feature blocks that a map reads; all features when none are named."""
+    return tuple((int(start), int(stop)) for start, stop in columns) if columns else ((0, width),)
+
+
 @configurable
 class LinearMap(nn.Module):
     r"""Trained linear map on standardised features: $f(z) = m + s\,(Wz + b)$ for values, $Wz + b$ for logits.
@@ -82,9 +87,13 @@ class LinearMap(nn.Module):
     Shapes: features (B, S) -> (B, T). Differs from common practice: W starts at 0, so the start predicts the mean.
     """
 
-    def __init__(self, width: int, outputs: int = 1, *, kind: Kind = "regression", ridge: bool = False):
+    def __init__(
+        self, width: int, outputs: int = 1, *, kind: Kind = "regression", ridge: bool = False, columns: Columns = None
+    ):
         super().__init__()
         self.kind, self.outputs, self.ridge = kind, outputs, ridge
+        self.columns = blocks(columns, width)
+        width = sum(stop - start for start, stop in self.columns)
         self.scaler = Scaler(width)
         self.linear = nn.Linear(width, outputs)
         nn.init.zeros_(self.linear.weight)
@@ -92,14 +101,17 @@ class LinearMap(nn.Module):
         self.register_buffer("center", torch.zeros(outputs))
         self.register_buffer("scale", torch.ones(outputs))
 
+    def select(self, features: Tensor) -> Tensor:
+        return torch.cat([features[:, start:stop] for start, stop in self.columns], dim=1)
+
     def prepare(self, features: Tensor, y: Tensor) -> None:
-        self.scaler.fit(features)
+        self.scaler.fit(self.select(features))
         if self.kind == "regression":
             self.center.copy_(y.nanmean(0))
             self.scale.copy_((y - self.center).square().nanmean(0).sqrt().clamp_min(1e-12))
 
     def forward(self, features: Tensor) -> Tensor:
-        return self.center + self.scale * self.linear(self.scaler(features))
+        return self.center + self.scale * self.linear(self.scaler(self.select(features)))
 
     @torch.no_grad()
     def refit(self, features: Tensor, y: Tensor) -> LinearMap:
@@ -108,7 +120,9 @@ class LinearMap(nn.Module):
         from reprogram.readout import solve_linear
 
         self.prepare(features, y)
-        weight, bias = solve_linear(self.kind, self.outputs, self.scaler(features), y, self.center, self.scale)
+        weight, bias = solve_linear(
+            self.kind, self.outputs, self.scaler(self.select(features)), y, self.center, self.scale
+        )
         self.linear.weight.copy_(weight)
         self.linear.bias.copy_(bias)
         return self
@@ -143,7 +157,7 @@ class GaussianProcess(nn.Module):
         super().__init__()
         self.kind, self.outputs, self.kernels, self.landmarks = kind, outputs, tuple(kernels), landmarks
         self.tune = tune
-        self.columns = tuple((int(a), int(b)) for a, b in columns) if columns else ((0, width),)
+        self.columns = blocks(columns, width)
         terms = len(self.columns) * len(self.kernels)
         self.log_amplitude = nn.Parameter(torch.full((terms,), -1.0))
         self.log_length = nn.Parameter(torch.zeros(terms))
@@ -266,12 +280,17 @@ class Stack(nn.Module):
 
     @torch.no_grad()
     def refit(self, features: Tensor, y: Tensor) -> Stack:
-        self.prepare(features, y)
         held_out = self.out_of_fold(features, y)
-        for member in self.members:
-            member.refit(features, y)
+        self.fit_members(features, y)
         self.set_weights(held_out, y)
         return self
+
+    @torch.no_grad()
+    def fit_members(self, features: Tensor, y: Tensor) -> None:
+        """Solve every member on all training rows."""
+        self.prepare(features, y)
+        for member in self.members:
+            member.refit(features, y)
 
     def out_of_fold(self, features: Tensor, y: Tensor) -> Tensor:
         """Predictions of every member for rows it was not fitted on, (M, n, T)."""

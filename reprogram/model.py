@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from reprogram.config import build, to_spec
 from reprogram.errors import DataError
 from reprogram.files import atomic_folder
-from reprogram.mapping import Mapping, per_row_loss
+from reprogram.mapping import per_row_loss
 from reprogram.side_by_side import CACHED, collate_records
 from reprogram.sources.base import Batch, Record, Source
 
@@ -99,9 +99,12 @@ class Reprogrammed(nn.Module):
             "versions": versions(),
             "program": to_spec(self.program),
             "source": {
-                "name": self.source.name, "revision": self.source.revision, "license": self.source.license,
-                "digest": self.source.digest, "spec": self.source.spec,
-            },  # fmt: skip
+                "name": self.source.name,
+                "revision": self.source.revision,
+                "license": self.source.license,
+                "digest": self.source.digest,
+                "spec": self.source.spec,
+            },
             "mapping": to_spec(self.mapping),
             "weights_sha256": hashlib.sha256(tensors).hexdigest(),
             "metadata": to_spec(self.metadata),
@@ -125,7 +128,9 @@ class Reprogrammed(nn.Module):
         try:
             spec = config["source"]
             if source is None and spec["spec"] is None:
-                raise DataError(f"expected source= for an artefact trained on your own module '{spec['name']}'; pass it")
+                raise DataError(
+                    f"expected source= for an artefact trained on your own module '{spec['name']}'; pass it"
+                )
             source = source or build(spec["spec"])
             if source.digest != spec["digest"]:
                 raise DataError(
@@ -135,7 +140,10 @@ class Reprogrammed(nn.Module):
             model = cls(build(config["program"]), source, build(config["mapping"]))
             model.load_learned_state(tensors)
         except (KeyError, TypeError, RuntimeError) as error:
-            raise DataError(f"expected a complete artefact in {folder_or_id}, got one that does not fit ({error})") from error
+            reason = " ".join(str(error).split())[:160]
+            raise DataError(
+                f"expected a complete artefact in {folder_or_id}, got one that does not fit ({reason})"
+            ) from error
         model.metadata = config.get("metadata", {})
         return model.eval()
 
@@ -168,18 +176,22 @@ def read_artefact(folder_or_id: str | Path, revision: str | None) -> tuple[dict[
         raise DataError(f"expected artefact format {FORMAT} or older, got {newest}; upgrade reprogram")
     data = (folder / WEIGHTS).read_bytes()
     if hashlib.sha256(data).hexdigest() != expected:
-        raise DataError(f"expected the weights recorded in {CONFIG}, got a truncated or altered {WEIGHTS}; copy it again")
+        raise DataError(
+            f"expected the weights recorded in {CONFIG}, got a truncated or altered {WEIGHTS}; copy it again"
+        )
     return config, load_tensors(data)
 
 
 def download(repo_id: str, revision: str | None) -> Path:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError, HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
         return Path(snapshot_download(repo_id, revision=revision, allow_patterns=[CONFIG, WEIGHTS, CARD]))
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        raise DataError(f"expected an artefact folder or a reachable hub id, got '{repo_id}'; check the path") from error
+        raise DataError(
+            f"expected an artefact folder or a reachable hub id, got '{repo_id}'; check the path"
+        ) from error
 
 
 def versions() -> dict[str, str]:

@@ -145,20 +145,26 @@ def calibrate(kind: str, scores: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     return slope.float(), offset.float()
 
 
-def stack_weights(predictions: np.ndarray, y: np.ndarray, *, shrink: float = 0.5) -> np.ndarray:
+def stack_weights(
+    predictions: np.ndarray, y: np.ndarray, *, shrink: float = 0.5, tolerance: float = 1.25
+) -> np.ndarray:
     """Convex weights (M,) of out-of-fold predictions (n, M) for y (n,): non-negative least squares, shrunk to the mean.
 
-    Reference: Wolpert 1992; Breiman, "Stacked regressions", Machine Learning 1996 (non-negative weights).
-    Differs: half-way shrinkage to equal weights, which cost nothing and steadied 50 to 100 labels in our runs.
+    Members whose root-mean-square error exceeds `tolerance` times the best one's are left out first.
+    Reference: Wolpert, "Stacked generalization", 1992; Breiman, "Stacked regressions", 1996 (non-negative weights).
+    Differs: shrinkage by `shrink` towards equal weights, which steadies weights learned from 50 to 200 labels.
     """
     from scipy.optimize import nnls
 
     center = y.mean()
-    weights, _ = nnls(predictions - center, y - center)
-    total = weights.sum()
-    members = predictions.shape[1]
-    weights = weights / total if total > 1e-9 else np.full(members, 1 / members)
-    return (1 - shrink) * weights + shrink / members
+    errors = np.sqrt(np.mean((predictions - y[:, None]) ** 2, axis=0))
+    kept = errors <= tolerance * errors.min()
+    solved, _ = nnls(predictions[:, kept] - center, y - center)
+    equal = np.full(kept.sum(), 1 / kept.sum())
+    solved = solved / solved.sum() if solved.sum() > 1e-9 else equal
+    weights = np.zeros(len(kept))
+    weights[kept] = (1 - shrink) * solved + shrink * equal
+    return weights
 
 
 def tune_hyperparameters(gp: nn.Module, features: Tensor, y: Tensor, *, iterations: int = 60) -> None:

@@ -76,7 +76,9 @@ class Parallel(nn.Module):
 
     def bind(self, source: SideBySide) -> None:
         if len(source.members) != len(self.programs):
-            raise ValueError(f"expected one program per source, got {len(self.programs)} for {len(source.members)} sources")
+            raise ValueError(
+                f"expected one program per source, got {len(self.programs)} for {len(source.members)} sources"
+            )
         for program, member in zip(self.programs, source.members, strict=True):
             program.bind(member)
 

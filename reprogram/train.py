@@ -36,7 +36,9 @@ def evidence(model: Reprogrammed, x: Any, y: Tensor) -> Tensor:
 
     It couples all rows of the batch, so a batch should hold as many rows as memory allows (`whole_batch`).
     """
-    return model.mapping.evidence(model.features(x), y if y.ndim > 1 or model.mapping.kind == "classification" else y[:, None])
+    return model.mapping.evidence(
+        model.features(x), y if y.ndim > 1 or model.mapping.kind == "classification" else y[:, None]
+    )
 
 
 evidence.whole_batch = True  # type: ignore[attr-defined]  # not a mean over rows: processes repeat it instead of sharing rows
@@ -164,7 +166,9 @@ class Loop:
         self.batch_size, self.clip, self.seed = batch_size, clip, seed
         self.parts = {name: self.encoded(name, *pair) for name, pair in data.items() if name in ("train", "validation")}
         if "train" not in self.parts:
-            raise DataError(f"expected data with a 'train' part, got {sorted(data)}; pass {{'train': (inputs, targets)}}")
+            raise DataError(
+                f"expected data with a 'train' part, got {sorted(data)}; pass {{'train': (inputs, targets)}}"
+            )
         self.model.eval()
         self.cache_frozen_features()
         with torch.no_grad():
@@ -179,7 +183,9 @@ class Loop:
         records = self.model.encode(list(inputs))
         y = target_tensor(targets, self.model.mapping.kind).to(self.accelerator.device)
         if len(records) != len(y) or not records:
-            raise DataError(f"expected as many targets as inputs and at least one, got {len(records)} and {len(y)} in '{name}'")
+            raise DataError(
+                f"expected as many targets as inputs and at least one, got {len(records)} and {len(y)} in '{name}'"
+            )
         return records, y, [self.model.program.length(r) for r in records]
 
     def cache_frozen_features(self) -> None:
@@ -226,7 +232,9 @@ class Loop:
         for step, rows in enumerate(batches[first_step:], start=first_step):
             value = self.step(rows)
             if not math.isfinite(value):
-                raise DataError(f"expected a finite loss, got {value} in epoch {epoch}; lower the learning rate or scale the targets")
+                raise DataError(
+                    f"expected a finite loss, got {value} in epoch {epoch}; lower the learning rate or scale the targets"
+                )
             total = total + value * len(rows)
             bar.update()
             if (step + 1) % every == 0 and step + 1 < len(batches):
@@ -270,9 +278,13 @@ class Loop:
             self.model.load_learned_state(saved["model"])
             self.optimizer.load_state_dict(saved["optimizer"])
         except Exception as error:
-            raise DataError(f"expected a checkpoint of this very run in {folder}, got one that does not fit; remove it to start over") from error
+            raise DataError(
+                f"expected a checkpoint of this very run in {folder}, got one that does not fit; remove it to start over"
+            ) from error
         if saved["rows"] != len(self.parts["train"][0]):
-            raise DataError(f"expected a checkpoint over {len(self.parts['train'][0])} training rows, got {saved['rows']}; remove {folder} to start over")
+            raise DataError(
+                f"expected a checkpoint over {len(self.parts['train'][0])} training rows, got {saved['rows']}; remove {folder} to start over"
+            )
         self.schedule.load_state_dict(saved["schedule"])
         torch.set_rng_state(saved["rng"].cpu())
         self.partial = saved["partial"]
@@ -319,7 +331,9 @@ def features_of(model: Reprogrammed, records: Sequence[dict], accelerator: Any =
 
 
 @torch.no_grad()
-def run_sharded(function, program: nn.Module, records: Sequence[dict], accelerator: Any, device: torch.device) -> Tensor:
+def run_sharded(
+    function, program: nn.Module, records: Sequence[dict], accelerator: Any, device: torch.device
+) -> Tensor:
     """`function` of every record's batch, rows in order; over several processes each row is computed once."""
     from accelerate.utils import gather_object
 

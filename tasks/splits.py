@@ -8,6 +8,7 @@ import numpy as np
 
 from reprogram.errors import DataError
 
+Rows = Sequence[int] | np.ndarray
 Split = dict[str, np.ndarray]
 WORDS = {"train": "train", "training": "train", "validation": "validation", "valid": "validation", "val": "validation"}
 WORDS |= {"dev": "validation", "test": "test", "testing": "test"}
@@ -110,6 +111,6 @@ def _enough(n: int, name: str, fractions: Sequence[float]) -> tuple[float, float
     return shares
 
 
-def _sorted(train: Sequence[int], validation: Sequence[int], test: Sequence[int]) -> Split:
+def _sorted(train: Rows, validation: Rows, test: Rows) -> Split:
     parts = {"train": train, "validation": validation, "test": test}
     return {name: np.sort(np.asarray(rows, dtype=int)) for name, rows in parts.items()}

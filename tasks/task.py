@@ -178,7 +178,7 @@ def _by_label(order: np.ndarray, labels: np.ndarray, size: int) -> np.ndarray:
     first: list[int] = []
     for _, t, value in sorted(needs):
         have = sum(labels[i, t] == value for i in first)
-        spare = [i for i in np.flatnonzero(labels[:, t] == value) if i not in first]
+        spare = [i for i in np.flatnonzero(labels[:, t] == value).tolist() if i not in first]
         first += spare[: max(0, 2 - have)]
     rest = np.setdiff1d(np.arange(len(order)), first[:size])
     return order[np.concatenate([np.asarray(first[:size], dtype=int), rest])]

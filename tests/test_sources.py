@@ -14,7 +14,8 @@ from reprogram.sources import catalogue as catalogue_function
 from reprogram.sources.catalogue import ENTRIES, package_folder
 
 SMILES = [
-    "CCO", "C", "c1ccc(-c2cccnc2)cc1", "CC(=O)Oc1ccccc1C(=O)O", "F/C=C/[N+](=O)[O-]", "C[Si](C)(C)Cl", "CN1CCC[C@H]1c1cccnc1",
+    "CCO", "C", "c1ccc(-c2cccnc2)cc1", "CC(=O)Oc1ccccc1C(=O)O", "F/C=C/[N+](=O)[O-]", "C[Si](C)(C)Cl",
+    "CN1CCC[C@H]1c1cccnc1",
 ]  # fmt: skip
 TOKENS = ("chemnet", "annalog", "minilm", "rxnfp", "rxnmapper")
 TRAINABLE = ("minimol", *TOKENS)
@@ -219,7 +220,7 @@ def test_local_folder(folder, capfd):
     assert (frozen.width, frozen.takes, frozen.embedding.shape) == (16, "tokens", (8, 16))
     assert frozen.codec.encode(["hello world"])[0]["input_ids"].tolist() == [2, 5, 6, 3]
     assert features(frozen, ["hello", "hello world"]).shape == (2, 16)
-    with pytest.raises(ValueError, match="at most 12 tokens, got 14 .* row 1.*; drop it"):
+    with pytest.raises(ValueError, match=r"at most 12 tokens, got 14 .* row 1.*; drop it"):
         frozen.codec.encode(["hello", "a " * 12])
 
 
@@ -232,10 +233,10 @@ def test_incomplete_or_absent_checkpoint_is_one_sentence(folder, tmp_path):
     with pytest.raises(ValueError, match="expected all weights of BertModel"):
         load(folder)
     (folder / "model.safetensors").write_bytes(b"truncated")
-    with pytest.raises(ValueError, match="local folder or a hub id"):
+    with pytest.raises(ValueError, match="local folder or a cached hub id"):
         load(folder)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match="local folder or a hub id"):
+    with pytest.raises(ValueError, match="local folder or a cached hub id"):
         load(tmp_path / "empty")
 
 
@@ -292,6 +293,11 @@ def test_misspelt_name(name, message):
         load(name)
 
 
+def test_hub_id_is_not_downloaded():
+    with pytest.raises(ValueError, match="hf download nobody/has-this"):
+        load("nobody/has-this")
+
+
 @pytest.mark.parametrize("name", ("minimol", "descriptors", "morgan"))
 def test_unreadable_molecule_names_row_and_input(source, name):
     with pytest.raises(ValueError, match=r"'c1cc' in row 1|row 1, got 'c1cc'"):
@@ -303,7 +309,7 @@ def test_unreadable_molecule_names_row_and_input(source, name):
 def test_too_long_is_refused_not_cut(source):
     with pytest.raises(ValueError, match=r"at most 350 tokens, got 401 .* row 0.*drop it or choose another source"):
         source("chemnet").codec.encode(["C" * 400])
-    with pytest.raises(ValueError, match="1 to 1000 atoms.*row 0 with 5000"):
+    with pytest.raises(ValueError, match=r"1 to 1000 atoms.*row 0 with 5000"):
         source("minimol").codec.encode(["C" * 5000])
 
 

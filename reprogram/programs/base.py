@@ -26,10 +26,26 @@ class Program(Protocol):
     def forward(self, batch: Batch) -> Batch: ...
 
 
+def first_binding(program: nn.Module, source: Source) -> bool:
+    """True when `program` meets a source for the first time and must create its parameters.
+
+    A trained program may be composed again with the same source and keeps what it learned; with another source it
+    raises ValueError, because its parameters would mean something else there.
+    """
+    before = getattr(program, "bound_to", None)
+    if before not in (None, source.name):
+        raise ValueError(
+            f"expected a new program for source '{source.name}', got one bound to '{before}'; make another"
+        )
+    program.bound_to = source.name
+    return before is None
+
+
 class SourceCodec(nn.Module):
     """Encode and collate as the source itself does."""
 
     def bind(self, source: Source) -> None:
+        first_binding(self, source)
         object.__setattr__(self, "codec", source.codec)
 
     def encode(self, inputs: Sequence[Any]) -> list[Record]:

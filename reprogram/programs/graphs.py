@@ -29,13 +29,16 @@ class GraphDelta(SourceCodec):
 
     def bind(self, source: Source) -> None:
         if source.takes != "graph":
-            raise ValueError(f"expected a source that takes graphs, got '{source.name}' ({source.takes}); use minimol or a token program")
+            raise ValueError(
+                f"expected a source that takes graphs, got '{source.name}' ({source.takes}); use minimol or a token program"
+            )
+        new = getattr(self, "bound_to", None) is None
         super().bind(source)
-        for name, width in source.codec.widths.items():
+        self.names = tuple(source.codec.widths)
+        for name, width in source.codec.widths.items() if new else ():
             if self.linear:
                 self.register_parameter(f"{name}_matrix", nn.Parameter(torch.zeros(width, width)))
             self.register_parameter(f"{name}_bias", nn.Parameter(torch.zeros(width)))
-        self.names = tuple(source.codec.widths)
 
     def forward(self, batch: Batch) -> Batch:
         changed = dict(batch)

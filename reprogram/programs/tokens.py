@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -12,12 +13,13 @@ from torch import Tensor, nn
 
 from reprogram.config import configurable
 from reprogram.errors import DataError
-from reprogram.programs.base import SourceCodec
+from reprogram.programs.base import SourceCodec, first_binding
 from reprogram.sources.base import Batch, Record, Source, as_text, shorten
 
 SMILES_TOKEN = re.compile(r"\[[^\[\]]+\]|Br|Cl|%\d{2}|.", re.DOTALL)
-SMILES_BASE = tuple("C c N n O o S s P p F I Cl Br B b ( ) = # - + / \\ . 1 2 3 4 5 6 7 8 9".split()) + (
-    "[nH]", "[N+]", "[O-]", "[C@H]", "[C@@H]", "[C@]", "[C@@]", "[n+]", "[NH+]", "[Si]", "[S+]", "[nH+]", "[Na+]", "[Cl-]",
+SMILES_BASE = (
+    *"CcNnOoSsPpFIBb()=#-+/\\.123456789", "Cl", "Br", "[nH]", "[N+]", "[O-]", "[C@H]", "[C@@H]", "[C@]", "[C@@]", "[n+]",
+    "[NH+]", "[Si]", "[S+]", "[nH+]", "[Na+]", "[Cl-]",
 )  # fmt: skip
 SPLITTERS = {"smiles": SMILES_TOKEN.findall, "characters": list, "words": str.split}
 
@@ -35,7 +37,9 @@ class TargetTokens(nn.Module):
     def __init__(self, tokens: Sequence[str], split: str, max_length: int):
         super().__init__()
         if len(set(tokens)) != len(tokens) or not tokens:
-            raise DataError(f"expected a non-empty list of distinct tokens, got {len(tokens)} with {len(set(tokens))} distinct")
+            raise DataError(
+                f"expected a non-empty list of distinct tokens, got {len(tokens)} with {len(set(tokens))} distinct"
+            )
         if split not in SPLITTERS:
             raise DataError(f"expected split to be one of {sorted(SPLITTERS)}, got '{split}'")
         self.tokens, self.split, self.max_length = tuple(tokens), split, max_length
@@ -43,19 +47,24 @@ class TargetTokens(nn.Module):
 
     def bind(self, source: Source) -> None:
         if source.takes != "tokens" or source.embedding is None:
-            raise ValueError(f"expected a source with a token embedding table, got '{source.name}' ({source.takes}); use minilm, chemnet, …")
+            raise ValueError(
+                f"expected a source with a token embedding table, got '{source.name}' ({source.takes}); use minilm, chemnet, …"
+            )
         codec, table = source.codec, source.embedding.detach()
         self.limit = min(self.max_length, codec.max_length)
         self.register_buffer("before", table[list(codec.before)], persistent=False)
         self.register_buffer("after", table[list(codec.after)], persistent=False)
-        self.start(table, [codec.vocabulary.get(token) for token in self.tokens])
+        if first_binding(self, source):
+            self.start(table, [codec.vocabulary.get(token) for token in self.tokens])
 
     def encode(self, inputs: Sequence[Any]) -> list[Record]:
         records = []
         for row, text in enumerate(inputs):
             pieces = SPLITTERS[self.split](as_text(text, row))
             if not 0 < len(pieces) <= self.limit:
-                raise DataError(f"expected 1 to {self.limit} tokens, got {len(pieces)} for {shorten(str(text))} in row {row}; drop it or raise max_length")
+                raise DataError(
+                    f"expected 1 to {self.limit} tokens, got {len(pieces)} for {shorten(str(text))} in row {row}; drop it or raise max_length"
+                )
             records.append({"target_ids": torch.tensor([self.ids.get(p, 0) for p in pieces])})
         return records
 
@@ -73,7 +82,9 @@ class TargetTokens(nn.Module):
         before, after = self.before.expand(size, -1, -1), self.after
         closing = rows.new_zeros(size, len(after), width)
         embeds = torch.cat([before, rows, closing], dim=1)
-        mask = torch.cat([ids.new_ones(size, len(self.before)), (ids >= 0).long(), ids.new_zeros(size, len(after))], dim=1)
+        mask = torch.cat(
+            [ids.new_ones(size, len(self.before)), (ids >= 0).long(), ids.new_zeros(size, len(after))], dim=1
+        )
         ends = len(self.before) + (ids >= 0).sum(1)
         for k in range(len(after)):  # the closing tokens stand right after each row's own last token
             slot = (ends + k)[:, None] == torch.arange(embeds.shape[1], device=ids.device)
@@ -145,7 +156,9 @@ class Dictionary(TargetTokens):
 
             norms = np.linalg.norm(basis, axis=1).clip(1e-12)
             count = min(self.sparsity, *basis.shape)
-            codes = orthogonal_mp((basis / norms[:, None]).T, wanted.T, n_nonzero_coefs=count).T / norms
+            with warnings.catch_warnings():  # a row that is a dictionary atom is matched by one coefficient: no fault
+                warnings.filterwarnings("ignore", message="Orthogonal matching pursuit ended prematurely")
+                codes = orthogonal_mp((basis / norms[:, None]).T, wanted.T, n_nonzero_coefs=count).T / norms
         self.codes = nn.Parameter(torch.from_numpy(np.ascontiguousarray(codes)).float())
         self.project()
 
@@ -177,9 +190,11 @@ class SoftPrompt(SourceCodec):
     def bind(self, source: Source) -> None:
         if source.takes != "tokens" or source.embedding is None:
             raise ValueError(f"expected a source with a token embedding table, got '{source.name}' ({source.takes})")
+        new = getattr(self, "bound_to", None) is None
         super().bind(source)
         self.register_buffer("embedding", source.embedding.detach(), persistent=False)
-        self.prompt = nn.Parameter(starting_rows(self.embedding, [None] * (self.prompt_length - 1), self.seed))
+        if new:
+            self.prompt = nn.Parameter(starting_rows(self.embedding, [None] * (self.prompt_length - 1), self.seed))
 
     def forward(self, batch: Batch) -> Batch:
         ids, mask = batch["input_ids"], batch["attention_mask"]

@@ -14,8 +14,8 @@ from reprogram.sources.black_box import BlackBox
 from reprogram.sources.catalogue import ENTRIES, SourceInfo, catalogue
 
 __all__ = [
-    "Batch", "BlackBox", "Codec", "FeatureCodec", "Features", "Record", "Source", "SourceInfo", "TokenCodec", "catalogue",
-    "load",
+    "Batch", "BlackBox", "Codec", "FeatureCodec", "Features", "Record", "Source", "SourceInfo", "TokenCodec",
+    "catalogue", "load",
 ]  # fmt: skip
 
 
@@ -27,10 +27,10 @@ def load(
 
     `name_or_module` is a name of `catalogue()`, a local folder or a Hugging Face hub id, or any `nn.Module`, which also
     needs `codec`, `takes` and `width` (see `Source`). `weights="random"` gives the same architecture with weights drawn
-    from `seed`, the control; so does the name it gets, such as "minimol:random0". `revision` pins a hub commit.
-    Catalogue sources never touch the network.
+    from `seed`, the control; so does the name it gets, such as "minimol:random0". `revision` pins a hub commit. Nothing
+    is downloaded: a hub id must be in the local cache, unless `download=True` is passed.
 
-    Raises: ValueError for an unknown name, or one whose package is absent (the sentence has the command that brings it);
+    Raises: ValueError for an unknown name, or one whose package is absent (the sentence has the command for it);
     TypeError for a module without codec, takes and width.
     """
     if weights not in ("pretrained", "random"):

@@ -1,4 +1,4 @@
-"""ANNalog, a SMILES-to-SMILES transformer for analogues, rebuilt from the weights inside `annalog`; source: its encoder."""
+"""ANNalog, a SMILES-to-SMILES transformer, rebuilt from the weights inside `annalog`; the source is its encoder."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ TOKEN = re.compile(r"\[[^\]]*\]|%\d\d|Br|Cl|.", re.DOTALL)
 
 
 class Attention(nn.Module):
-    """Multi-head attention of x (B, L, D) over a memory (B, M, D); `mask` broadcasts to (B, heads, L, M), True = seen."""
+    """Attention of x (B, L, D) over a memory (B, M, D); `mask` broadcasts to (B, heads, L, M), True = seen."""
 
     def __init__(self):
         super().__init__()
@@ -136,14 +136,28 @@ def read_vocabulary(path: Path) -> dict[str, int]:
     return {str(token): int(index) for token, index in table["stoi"].items()}
 
 
+PARTS = {
+    "decoder.fc_out": "readout",
+    "tok_embedding": "tokens",
+    "pos_embedding": "positions",
+    "layers": "blocks",
+    "self_attn_layer_norm": "attention_norm",
+    "enc_attn_layer_norm": "cross_norm",
+    "ff_layer_norm": "hidden_norm",
+    "self_attention": "attention",
+    "encoder_attention": "cross",
+    "positionwise_feedforward.fc_1": "hidden.0",
+    "positionwise_feedforward.fc_2": "hidden.2",
+    "fc_q": "query",
+    "fc_k": "key",
+    "fc_v": "value",
+    "fc_o": "out",
+}
+
+
 def torch_name(name: str) -> str:
     """The name in `Annalog` of the weight `name` of the file."""
-    for theirs, ours in (
-        ("decoder.fc_out", "readout"), ("tok_embedding", "tokens"), ("pos_embedding", "positions"), ("layers", "blocks"),
-        ("self_attn_layer_norm", "attention_norm"), ("enc_attn_layer_norm", "cross_norm"), ("ff_layer_norm", "hidden_norm"),
-        ("self_attention", "attention"), ("encoder_attention", "cross"), ("positionwise_feedforward.fc_1", "hidden.0"),
-        ("positionwise_feedforward.fc_2", "hidden.2"), ("fc_q", "query"), ("fc_k", "key"), ("fc_v", "value"), ("fc_o", "out"),
-    ):  # fmt: skip
+    for theirs, ours in PARTS.items():
         name = name.replace(theirs, ours)
     return name
 
@@ -165,6 +179,6 @@ def load(folder: Path, revision: str) -> Source:
         after=(vocabulary["<eos>"],), max_length=LENGTH,
     )  # fmt: skip
     return Source(
-        AnnalogEncoder(model), codec, name="annalog", takes="tokens", width=WIDTH, embedding=model.encoder.tokens.weight,
-        revision=revision, license="MIT",
+        AnnalogEncoder(model), codec, name="annalog", takes="tokens", width=WIDTH,
+        embedding=model.encoder.tokens.weight, revision=revision, license="MIT",
     )  # fmt: skip

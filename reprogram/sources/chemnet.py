@@ -11,8 +11,8 @@ from torch.nn.functional import pad
 from reprogram.sources.base import Source, TokenCodec
 
 SYMBOLS = (
-    "C", "N", "O", "H", "F", "Cl", "P", "B", "Br", "S", "I", "Si", "#", "(", ")", "+", "-", "1", "2", "3", "4", "5", "6",
-    "7", "8", "=", "[", "]", "@", "c", "n", "o", "s", "X", ".",
+    "C", "N", "O", "H", "F", "Cl", "P", "B", "Br", "S", "I", "Si", "#", "(", ")", "+", "-", "1", "2", "3", "4", "5",
+    "6", "7", "8", "=", "[", "]", "@", "c", "n", "o", "s", "X", ".",
 )  # fmt: skip
 LENGTH, FINGERPRINT = 350, 512
 UNKNOWN, END, PAD = SYMBOLS.index("X"), SYMBOLS.index("."), len(SYMBOLS)
@@ -48,9 +48,10 @@ class HalvingConvolution(nn.Module):
 class ChemNet(nn.Module):
     r"""Two convolutions and two LSTMs over a one-hot SMILES of 350 symbols, trained on some 6,000 bioassays.
 
-    `last(LSTM_512(reverse(LSTM_128(reverse(conv(conv(x)))))))`. Shapes: `input_ids` (B, L) or `inputs_embeds` (B, L, 35)
-    with L <= 350, `attention_mask` (B, L); returns (B, 512). An embedding row is one-hot / 35; padding is the zero row,
-    and the network itself fills up to 350.
+    `last(LSTM_512(reverse(LSTM_128(reverse(conv(conv(x)))))))`. Shapes: `input_ids` (B, L) or `inputs_embeds`
+    (B, L, 35) with L <= 350, `attention_mask` (B, L); returns (B, 512). An embedding row is one-hot / 35; padding is
+    the zero row, and the network itself fills up to 350: the last LSTM reads the padding after the molecule, so that
+    no shorter computation gives the same numbers.
 
     Reference: Preuer et al., "Fréchet ChemNet Distance", J. Chem. Inf. Model. 2018, arXiv:1803.09518; Mayr et al.,
     Chemical Science 2018. The test compares it with fcd_torch.

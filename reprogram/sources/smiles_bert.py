@@ -1,4 +1,4 @@
-"""Transformers of reaction SMILES from the weight files of `rxnfp` and `rxnmapper`, whose own code no longer imports."""
+"""Transformers of reaction SMILES from the weight files of `rxnfp` and `rxnmapper`, whose code no longer imports."""
 
 from __future__ import annotations
 

@@ -13,14 +13,14 @@ import numpy as np
 from reprogram.errors import DataError
 from tasks.metrics import rank_metric
 from tasks.molecules import bundled
-from tasks.molecules.labels import Labels, Value, check_types, encode, parse
+from tasks.molecules.labels import Labels, Value, check_types, encode, infer_kind, parse
+from tasks.molecules.merge import HELD_OUT, Merge, merge
 from tasks.molecules.readers import Table, read, short
 from tasks.molecules.standardise import Standardiser, scaffold
 from tasks.splits import WORDS, Split, check_fractions, given_split, group_split, random_split
-from tasks.task import Dropped, Merged, ReadReport, Task
+from tasks.task import Dropped, ReadReport, Task
 
 FRACTIONS = (0.8, 0.1, 0.1)
-HELD_OUT = {"train": 0, "validation": 1, "test": 2}
 
 
 @dataclass(frozen=True)
@@ -142,21 +142,27 @@ class _Reader:
         parts = self._split_column()
         targets = self._targets(structure, parts)
         labels = {c: self._parsed(c, kind) for c in targets}
-        inputs = table.structures if structure is None else table.column(structure)
+        inputs = table.column(structure) if structure is not None else table.structures or ()
         clean, dropped = _standardised(inputs, table, self.standardiser)
         dropped += _without_labels(clean, labels, table)
         if not clean:
             raise _nothing_left(table, sorted(dropped, key=lambda d: d.row))
         words = table.column(parts) if parts else None
-        merged = _merge(clean, labels, table, words, kind, self.tolerance)
+        kind = infer_kind({c: [values[i] for i in clean] for c, values in labels.items()}, kind)
+        merged = merge(clean, labels, table.rows, words=words, numeric=kind == "regression", tolerance=self.tolerance)
         if not merged.inputs:
             raise DataError(f"expected usable labels in {table.origin}, got conflicting classes for every molecule")
         encoded = encode(merged.labels, kind=kind, positive=self.positive, order=dict(table.order))
         cut, note = self._cut(merged, parts, encoded, seed, shares)
         report = ReadReport(
-            table.origin, table.numbering, len(table.rows), len(merged.inputs),
-            tuple(sorted([*dropped, *merged.dropped], key=lambda d: d.row)), tuple(merged.groups), (note,) if note else (),
-        )  # fmt: skip
+            origin=table.origin,
+            numbering=table.numbering,
+            read=len(table.rows),
+            kept=len(merged.inputs),
+            dropped=tuple(sorted([*dropped, *merged.dropped], key=lambda d: d.row)),
+            merged=tuple(merged.groups),
+            notes=(note,) if note else (),
+        )
         return Task(
             inputs=merged.inputs, targets=encoded.targets, kind=encoded.kind, metric=rank_metric(encoded.kind),
             classes=encoded.classes, split=cut, report=report, **facts,
@@ -181,9 +187,7 @@ class _Reader:
         free = [c for c in self.table.columns if c not in (structure, parts, self.table.parted)]
         if len(free) != 1:
             there = ", ".join(short(c, 40) for c in free[:20]) or "no other column"
-            raise DataError(
-                f"expected a target column to be named for {self.table.origin}, got {there}; choose with target="
-            )
+            raise DataError(f"expected one target column in {self.table.origin}, got {there}; choose with target=")
         return free
 
     def _parsed(self, column: str, kind: str | None) -> list[Value]:
@@ -196,7 +200,7 @@ class _Reader:
         return values
 
     def _cut(
-        self, merged: _Merge, parts: str | None, labels: Labels, seed: int, shares: tuple[float, float, float]
+        self, merged: Merge, parts: str | None, labels: Labels, seed: int, shares: tuple[float, float, float]
     ) -> tuple[Split, str]:
         note = ""
         if parts:
@@ -215,79 +219,6 @@ class _Reader:
         return cut, note
 
 
-@dataclass
-class _Merge:
-    """One entry per distinct molecule, in the order of first appearance."""
-
-    inputs: list[str]
-    rows: list[int]
-    words: list[Any]
-    labels: dict[str, list[Value]]
-    groups: list[Merged]
-    dropped: list[Dropped]
-
-
-def _merge(
-    clean: dict[int, str], labels: dict[str, list[Value]], table: Table, words: list[Any] | None,
-    kind: str | None, tolerance: float | None,
-) -> _Merge:  # fmt: skip
-    members: dict[str, list[int]] = {}
-    for i, smiles in clean.items():
-        members.setdefault(smiles, []).append(i)
-    numbers = {c: _is_numeric(c, labels, clean, kind) for c in labels}
-    limits = {c: _tolerance([labels[c][i] for i in clean], tolerance) for c in labels if numbers[c]}
-    out = _Merge([], [], [], {c: [] for c in labels}, [], [])
-    for smiles, places in members.items():
-        rows = tuple(table.rows[i] for i in places)
-        joined = {c: _join([labels[c][i] for i in places], limits.get(c)) for c in labels}
-        conflict = "; ".join(f"{c}: {why}" for c, (_, why) in joined.items() if why)
-        if len(places) > 1:
-            out.groups.append(Merged(smiles, rows, conflict))
-        if all(value is None for value, _ in joined.values()):
-            out.dropped += [Dropped(row, smiles, f"conflicting labels, {conflict}") for row in rows]
-            continue
-        out.inputs.append(smiles)
-        out.rows.append(rows[0])
-        # the most held-out place wins, so that a repeat can never carry a test label into training
-        out.words.append(max((words[i] for i in places), key=_held_out) if words else None)
-        for c, (value, _) in joined.items():
-            out.labels[c].append(value)
-    return out
-
-
-def _join(values: list[Value], limit: float | None) -> tuple[Value, str]:
-    """One label from repeats, and what was done if they disagree; `limit` is None for classes."""
-    known = [v for v in values if v is not None]
-    if len(set(known)) < 2:
-        return (known[0] if known else None), ""
-    if limit is None:
-        return None, f"classes {sorted(map(str, set(known)))} disagree, label dropped"
-    numbers = [v for v in known if isinstance(v, float)]
-    mean, spread = math.fsum(numbers) / len(numbers), max(numbers) - min(numbers)
-    return mean, f"values differ by {spread:.4g}, over the tolerance {limit:.4g}, mean kept" if spread > limit else ""
-
-
-def _is_numeric(column: str, labels: dict[str, list[Value]], clean: dict[int, str], kind: str | None) -> bool:
-    distinct = {labels[column][i] for i in clean} - {None}
-    if kind is not None or len(labels) > 1:
-        return kind == "regression" and all(isinstance(v, float) for v in distinct)
-    return all(isinstance(v, float) for v in distinct) and len(distinct) != 2
-
-
-def _tolerance(values: list[Value], tolerance: float | None) -> float:
-    numbers = [v for v in values if isinstance(v, float)]
-    if tolerance is None:
-        return 0.2 * float(np.std(numbers))
-    if not tolerance >= 0:
-        raise DataError(f"expected tolerance of at least 0, in the units of the target, got {short(tolerance)}")
-    return float(tolerance)
-
-
-def _held_out(word: Any) -> int:
-    # an unknown word ranks highest so that it is reported and not merged away
-    return HELD_OUT.get(WORDS.get(str(word).strip().lower(), ""), 3)
-
-
 def _standardised(
     molecules: Sequence[Any], table: Table, standardiser: Standardiser
 ) -> tuple[dict[int, str], list[Dropped]]:
@@ -296,9 +227,9 @@ def _standardised(
     for i, molecule in enumerate(molecules):
         try:
             clean[i] = standardiser(molecule)
-        except DataError as reason:
+        except DataError as refusal:
             text = molecule if isinstance(molecule, str) else ""
-            dropped.append(Dropped(table.rows[i], text[:200], str(reason)))
+            dropped.append(Dropped(table.rows[i], text[:200], str(refusal)))
     return clean, dropped
 
 

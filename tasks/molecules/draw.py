@@ -86,7 +86,7 @@ def _rows(order: str, true: Any, predicted: Any, n: int) -> list[int]:
 def _text(i: int, true: Any, predicted: Any, deviation: Any, legends: Any, units: str) -> str:
     parts = [] if true is None else [f"true {true[i]:.3g}"]
     if predicted is not None:
-        parts.append(f"predicted {predicted[i]:.3g}" + ("" if deviation is None else f" ± {deviation[i]:.2g}"))
+        parts.append(f"predicted {predicted[i]:.3g}" + ("" if deviation is None else f" +/- {deviation[i]:.2g}"))
     values = ", ".join(parts) + (f" {units}" if units and parts else "")
     error = "" if true is None or predicted is None else f"error {predicted[i] - true[i]:+.2g}"
     return "\n".join(line for line in (str(legends[i]) if legends is not None else "", values, error) if line)

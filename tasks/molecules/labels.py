@@ -42,9 +42,8 @@ def parse(value: Any, row: int, column: str) -> Value:
         if text.lower() in MISSING:
             return None
         return float(text) if NUMBER.fullmatch(text) else text
-    raise DataError(
-        f"expected numbers or class names in column {short(column)}, got {short(value)} ({type(value).__name__}) at row {row}"
-    )
+    what = f"{short(value)} ({type(value).__name__})"
+    raise DataError(f"expected numbers or class names in column {short(column)}, got {what} at row {row}")
 
 
 def check_types(values: Sequence[Value], rows: Sequence[int], column: str) -> None:
@@ -55,9 +54,8 @@ def check_types(values: Sequence[Value], rows: Sequence[int], column: str) -> No
     usual = float if counts[float] >= counts[str] else str
     row, value = next((r, v) for r, v in zip(rows, values, strict=True) if v is not None and type(v) is not usual)
     wanted = "numbers" if usual is float else "class names"
-    raise DataError(
-        f"expected only {wanted} in column {short(column)}, got {short(_name(value))} at row {row}; correct or empty that cell"
-    )
+    got = f"{short(_name(value))} at row {row}"
+    raise DataError(f"expected only {wanted} in column {short(column)}, got {got}; correct or empty that cell")
 
 
 @dataclass(frozen=True)
@@ -69,52 +67,57 @@ class Labels:
     classes: tuple[str, ...]
 
 
+def infer_kind(columns: dict[str, list[Value]], kind: str | None = None) -> str:
+    """The kind the user asked for, else what the labels look like.
+
+    Several columns are a multilabel task. One column of text, or of two values, is classification; of more numbers,
+    regression.
+    """
+    if kind is not None and kind not in KINDS:
+        raise DataError(f"expected a kind among {', '.join(KINDS)}, got {short(kind)}")
+    if len(columns) > 1:
+        if kind not in (None, "multilabel"):
+            raise DataError(f"expected one target column for {kind}, got {len(columns)}; train one task per column")
+        return "multilabel"
+    (values,) = columns.values()
+    distinct = {v for v in values if v is not None}
+    numeric = all(isinstance(v, float) for v in distinct)
+    if kind == "regression" and not numeric:
+        raise DataError(f"expected numbers in column {short(next(iter(columns)))} for regression, got class names")
+    return kind or ("regression" if numeric and len(distinct) != 2 else "classification")
+
+
 def encode(
     columns: dict[str, list[Value]],
     *,
-    kind: str | None = None,
+    kind: str,
     positive: str | None = None,
     order: dict[str, tuple[str, ...]] | None = None,
 ) -> Labels:
     """One array from parsed label columns (every row holds at least one label).
 
-    Several columns are a multilabel task. One column of text, or of two values, is classification; of more numbers,
-    regression. Of two classes the `positive` one is class 1; by default the later by name, unless the other one is
-    a known word for "no".
+    Of two classes the `positive` one is class 1; by default the later by name, unless the other one is a known word
+    for "no".
     """
-    if kind is not None and kind not in KINDS:
-        raise DataError(f"expected a kind among {', '.join(KINDS)}, got {short(kind)}")
     order = order or {}
-    if len(columns) > 1 or kind == "multilabel":
-        return _multilabel(columns, kind, positive, order)
+    if kind == "multilabel":
+        return _multilabel(columns, positive, order)
     ((column, values),) = columns.items()
     distinct = {v for v in values if v is not None}
-    numeric = all(isinstance(v, float) for v in distinct)
-    kind = kind or ("regression" if numeric and len(distinct) != 2 else "classification")
     if kind == "regression":
-        if not numeric:
-            raise DataError(f"expected numbers in column {short(column)} for regression, got text; use classification")
         if len(distinct) < 2:
             raise DataError(f"expected labels that vary in column {short(column)}, got a constant {_shown(distinct)}")
         return Labels(np.asarray(values, dtype=float), kind, ())
     if len(distinct) < 2:
-        raise DataError(
-            f"expected at least two classes in column {short(column)}, got one class only {_shown(distinct)}"
-        )
+        raise DataError(f"expected two classes in column {short(column)}, got one class only {_shown(distinct)}")
     if len(distinct) > max(20, len(values) // 2):
-        raise DataError(
-            f"expected class labels in column {short(column)}, got {len(distinct)} different values in {len(values)} rows"
-        )
+        raise DataError(f"expected class labels in column {short(column)}, got {len(distinct)} in {len(values)} rows")
     classes = _classes(distinct, column, positive, order.get(column))
     places = {name: float(i) for i, name in enumerate(classes)}
     return Labels(np.asarray([places[_name(v)] for v in values]), kind, classes)
 
 
-def _multilabel(
-    columns: dict[str, list[Value]], kind: str | None, positive: str | None, order: dict[str, tuple[str, ...]]
-) -> Labels:
-    if kind not in (None, "multilabel"):
-        raise DataError(f"expected one target column for {kind}, got {len(columns)}; train one task per column")
+def _multilabel(columns: dict[str, list[Value]], positive: str | None, order: dict[str, tuple[str, ...]]) -> Labels:
     targets = []
     for column, values in columns.items():
         distinct = {v for v in values if v is not None}

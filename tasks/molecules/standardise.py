@@ -39,10 +39,10 @@ class Standardiser:
                 raise DataError("it has no atoms")
             if parsed.GetNumHeavyAtoms() > self.max_atoms:
                 raise DataError(self._too_large(parsed.GetNumHeavyAtoms()))
-            if any(atom.GetAtomicNum() == 0 for atom in parsed.GetAtoms()):
-                raise DataError("it has an unknown atom (*): expected a complete molecule")
             changed = self._change(parsed)
             smiles = Chem.MolToSmiles(changed)
+            if "*" in smiles:
+                raise DataError("it has an unknown atom (*): expected a complete molecule")
             if (changed is not parsed or not isinstance(molecule, str)) and Chem.MolFromSmiles(smiles) is None:
                 raise DataError("RDKit cannot read its canonical SMILES back")
             return smiles
@@ -56,7 +56,7 @@ class Standardiser:
         core = words[0]
         if not core.isascii():
             raise DataError(f"a SMILES has no character {next(c for c in core if not c.isascii())!a}")
-        atoms = sum(1 for _ in ATOM.finditer(core))
+        atoms = len(ATOM.findall(core)) if len(core) > self.max_atoms else 0
         if atoms > self.max_atoms:
             raise DataError(self._too_large(atoms))
         if len(core) > 50 * self.max_atoms:

@@ -1,0 +1,182 @@
+"""A saved model on a file: predictions beside the user's own columns, or metrics against labels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from reprogram.errors import DataError
+from reprogram.files import atomic_file
+from reprogram.model import Reprogrammed
+from reprogram.train import predict
+from tasks.baselines import tidy
+from tasks.metrics import evaluate
+from tasks.molecules import Molecules, read_molecules
+from tasks.molecules.labels import encode, parse
+from tasks.molecules.readers import Table, read, short
+from tasks.report import Report, measured
+from tasks.task import Dropped
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+REASON = "reason"
+WRITERS = {".csv": {"sep": ","}, ".tsv": {"sep": "\t"}}
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """What `predict_file` wrote: `frame` is the user's table with the new columns, `refused` the rows left empty."""
+
+    path: Path
+    frame: pd.DataFrame
+    refused: tuple[Dropped, ...]
+    columns: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Counts, new columns and refused rows as plain values."""
+        rows = {"rows": len(self.frame), "predicted": len(self.frame) - len(self.refused)}
+        return {"out": str(self.path), **rows, "columns": self.columns, "refused": [asdict(row) for row in self.refused]}
+
+
+def predict_file(
+    folder: str | Path, data: Any, out: str | Path = "predictions.csv", *, smiles: str | None = None
+) -> Predicted:
+    """Predict every molecule of a table with the artefact in `folder` and write the table with the predictions.
+
+    Columns and the order of rows stay. A value gets a column `predicted_<target> [units]`; classes get the likeliest
+    class and a probability per class; labels a probability each. A molecule that cannot be read or encoded keeps empty
+    predictions and says why in the column `reason`. `smiles` defaults to the column that the model was trained on.
+
+    Raises: DataError for a damaged artefact, for data without one usable molecule, and when `out` cannot be written.
+    """
+    import pandas as pd
+
+    out = Path(out)
+    if out.suffix.lower() not in WRITERS:
+        raise DataError(f"expected an output that ends in {' or '.join(WRITERS)}, got {short(str(out), 200)}")
+    model = Reprogrammed.from_pretrained(folder)
+    about = model.metadata.get("task", {})
+    table = read(data)
+    molecules = read_molecules(data, smiles=smiles or about.get("smiles") or "smiles")
+    positions, values, refused = answers(model, molecules, table)
+    frame = pd.DataFrame({c: table.column(c) for c in table.columns}, index=range(len(table.rows)))
+    if table.structures is not None:
+        frame[free_name("smiles", frame)] = pd.Series(molecules.inputs, index=molecules.positions)
+    new = []
+    for name, column in named_columns(model.mapping.kind, about, values).items():
+        new.append(free_name(name, frame))
+        frame[new[-1]] = pd.Series(column, index=positions)
+    if refused:
+        places = {row: i for i, row in enumerate(table.rows)}
+        new.append(free_name(REASON, frame))
+        frame[new[-1]] = pd.Series({places[d.row]: d.reason for d in refused}).reindex(frame.index, fill_value="")
+    with atomic_file(out) as path:
+        frame.to_csv(path, index=False, **WRITERS[out.suffix.lower()])
+    return Predicted(out, frame, refused, tuple(new))
+
+
+def answers(model: Reprogrammed, molecules: Molecules, table: Table) -> tuple[list[int], np.ndarray, tuple[Dropped, ...]]:
+    """Positions of the rows answered, their predictions, and the rows refused by the reader or by the source."""
+    refused = list(molecules.report.dropped)
+    pairs = list(zip(molecules.positions, molecules.inputs, strict=True))
+    try:
+        values = predict(model, molecules.inputs)
+    except ValueError:
+        # one molecule the source cannot take (too long, no such token) must not cost the others their answer
+        kept = []
+        for position, text in pairs:
+            try:
+                model.encode([text])
+                kept.append((position, text))
+            except ValueError as error:
+                refused.append(Dropped(table.rows[position], text[:200], str(error)))
+        if not kept or len(kept) == len(pairs):
+            raise
+        pairs, values = kept, predict(model, [text for _, text in kept])
+    return [position for position, _ in pairs], values, tuple(sorted(refused, key=lambda d: d.row))
+
+
+def named_columns(kind: str, about: Mapping[str, Any], values: np.ndarray) -> dict[str, list[Any]]:
+    """Predictions under the names a user reads: target and units, class names, label names."""
+    targets = list(about.get("target") or [about.get("name") or "value"])
+    classes = list(about.get("classes") or range(values.shape[1]))
+    numbers = [[float(f"{v:.7g}") for v in column] for column in values.T.tolist()]
+    if kind == "regression":
+        units = f" [{about['units']}]" if about.get("units") else ""
+        names = targets if len(targets) == len(numbers) else [f"{targets[0]}_{t}" for t in range(len(numbers))]
+        return {f"predicted_{name}{units}": column for name, column in zip(names, numbers, strict=True)}
+    chances = {f"probability_{name}": column for name, column in zip(classes, numbers, strict=True)}
+    if kind == "multilabel":
+        return chances
+    return {f"predicted_{targets[0]}": [classes[i] for i in values.argmax(1)], **chances}
+
+
+def free_name(name: str, taken: pd.DataFrame) -> str:
+    """`name`, numbered where the user's table already has it: predictions of an earlier model stay."""
+    number, free = 2, name
+    while free in taken.columns:
+        free, number = f"{name}_{number}", number + 1
+    return free
+
+
+def evaluate_file(
+    folder: str | Path, data: Any, *, smiles: str | None = None, target: Sequence[str] = (), seed: int = 0
+) -> Report:
+    """Metrics of the artefact in `folder` on labelled rows, with 95 % bootstrap intervals.
+
+    Every row counts as it is: nothing is merged or split. Rows without a readable molecule are left out and counted.
+    `smiles` and `target` default to the columns that the model was trained on.
+
+    Raises: DataError for a damaged artefact, a missing column, or labels that are not of the model's kind.
+    """
+    model = Reprogrammed.from_pretrained(folder)
+    about, kind = model.metadata.get("task", {}), model.mapping.kind
+    table = read(data)
+    column = smiles or about.get("smiles") or "smiles"
+    y = labels_of(table, list(target) or list(about.get("target") or []), kind, list(about.get("classes") or []), column)
+    positions, values, refused = answers(model, read_molecules(data, smiles=column), table)
+    values = values[:, 0] if kind == "regression" else tidy(kind, values)
+    rows = measured(model.source.name, "reprogrammed", evaluate(kind, y[positions], values, seed=seed), seed=seed)
+    facts = {"origin": table.origin, "read": len(table.rows), "kept": len(positions), "dropped": len(refused)}
+    return Report(str(about.get("name") or table.origin), kind, str(about.get("units") or ""), tuple(rows), data=facts)
+
+
+def labels_of(table: Table, targets: list[str], kind: str, classes: list[str], smiles: str) -> np.ndarray:
+    """The label columns as (n,) values or class indices, or (n, T) labels; NaN where a label is missing."""
+    if not targets:
+        targets = [c for c in table.columns if str(c).lower() != smiles.lower()]
+        if len(targets) != 1:
+            raise DataError(f"expected target columns to be named, got {len(targets)} columns; choose with target")
+    names = [table.find(name) for name in targets]
+    parsed = {c: [parse(v, row, c) for v, row in zip(table.column(c), table.rows, strict=True)] for c in names}
+    if kind == "regression":
+        return numbers_of(parsed[names[0]], table, names[0])
+    if kind == "classification":
+        return indices_of(parsed[names[0]], table, names[0], classes)
+    if all(v in (None, 0.0, 1.0) for values in parsed.values() for v in values):
+        return np.asarray([[np.nan if v is None else v for v in parsed[c]] for c in names], dtype=float).T
+    return encode(parsed, kind=kind).targets
+
+
+def numbers_of(values: Sequence[Any], table: Table, column: str) -> np.ndarray:
+    for row, value in zip(table.rows, values, strict=True):
+        if value is not None and (isinstance(value, str) or not np.isfinite(value)):
+            raise DataError(f"expected finite numbers in column {short(column)}, got {short(value)} at row {row}")
+    return np.asarray([np.nan if v is None else v for v in values], dtype=float)
+
+
+def indices_of(values: Sequence[Any], table: Table, column: str, classes: list[str]) -> np.ndarray:
+    places = {name: float(i) for i, name in enumerate(classes)}
+    found = []
+    for row, value in zip(table.rows, values, strict=True):
+        name = f"{value:.12g}" if isinstance(value, float) else value
+        if name is not None and name not in places:
+            known = ", ".join(classes)
+            raise DataError(f"expected classes {known} in column {short(column)}, got {short(name)} at row {row}")
+        found.append(np.nan if name is None else places[name])
+    return np.asarray(found)

@@ -1,0 +1,249 @@
+"""From data to a folder: train a task, keep its checkpoints, write its artefact with report and figures."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from reprogram.config import build, to_spec
+from reprogram.errors import DataError
+from reprogram.files import atomic_folder, writable
+from reprogram.model import Reprogrammed
+from reprogram.train import History, predict
+from tasks.baselines import Method, Prediction, compare, methods, selected, tidy
+from tasks.comparison import Comparison
+from tasks.molecules import load_task
+from tasks.molecules.bundled import TASKS
+from tasks.report import Report
+from tasks.task import Task
+
+CHECKPOINT, DROPPED = "checkpoint", "dropped.csv"
+COMPARE = ("none", "fast", "all")
+FIGURES = ("parity.png", "history.png", "comparison.png", "learning_curve.png")
+COVERAGE = 0.9  # share of the validation errors that a bar of the parity plot spans
+
+
+@dataclass(frozen=True)
+class Run:
+    """What `train_task` made: the model, its report, and the folder they were written to.
+
+    `main` is False on the helper processes of a run over several, which write and print nothing.
+    """
+
+    model: Reprogrammed
+    report: Report
+    folder: Path
+    main: bool = True
+
+
+def train_task(
+    task: Task,
+    out: str | Path,
+    *,
+    source: str = "auto",
+    program: str | nn.Module = "auto",
+    mapping: str | nn.Module = "auto",
+    epochs: int | None = None,
+    seed: int = 0,
+    beside: str = "none",
+    columns: Mapping[str, Any] | None = None,
+    accelerator: Any = None,
+    progress: bool = True,
+) -> Run:
+    """Reprogram `source` for `task`, measure it on the test part, and write everything into the folder `out`.
+
+    The folder gets the artefact, `report.json`, `report.md`, `dropped.csv` and figures, all or nothing. A killed run goes
+    on from its last checkpoint when it is started again with the same arguments; other arguments start anew. `beside` is
+    "none", or which controls and baselines to run too: "fast" or "all". `columns` (smiles, target) names the user's
+    columns for later predictions. Over several processes the main one writes.
+
+    Raises: DataError when the data or the names do not fit, or `out` cannot be written.
+    """
+    from accelerate import Accelerator
+
+    from reprogram.recipes import adapt
+
+    if beside not in COMPARE:
+        raise DataError(f"expected compare to be one of {', '.join(COMPARE)}, got '{beside}'")
+    out, accelerator = Path(out), accelerator or Accelerator()
+    check_place(out)
+    settings = to_spec({"source": source, "program": program, "mapping": mapping, "epochs": epochs, "seed": seed})
+    start = time.perf_counter()
+    with checkpoints(out, fingerprint(task, settings), accelerator) as checkpoint_dir:
+        model, history = adapt(
+            source, *task.part("train"), kind=task.kind, outputs=outputs(task), program=program, mapping=mapping,
+            epochs=epochs, validation=task.part("validation"), seed=seed, progress=progress, accelerator=accelerator,
+            checkpoint_dir=checkpoint_dir,
+        )  # fmt: skip
+        guesses = {part: guess(model, task, part, accelerator) for part in ("validation", "test")}
+        own = own_method(model, source, guesses["test"])
+        result = stand_beside(task, own, source, beside, seed, time.perf_counter() - start, progress and accelerator.is_main_process)
+        report = Report.of(result, training=training_facts(history))
+        if accelerator.is_main_process:
+            model.metadata = facts(task, result[own.name].metrics, settings, columns)
+            publish(out, model, report, task, guesses, history=history)
+        accelerator.wait_for_everyone()
+    return Run(model, report, out, accelerator.is_main_process)
+
+
+def prepare_task(
+    data: str, *, train_size: int | None = None, seed: int = 0, smiles: str | None = None,
+    target: Sequence[str] | None = None, split: str | None = None, **options: Any,
+) -> tuple[Task, dict[str, Any]]:  # fmt: skip
+    """A task from a bundled name or a file, cut to `train_size` labels, and the names of the columns it was read from."""
+    task = load_task(
+        data, smiles=smiles or "smiles", target=list(target) if target else None, split=split, seed=seed, **options
+    )
+    task = task if train_size is None else task.subset(train_size, seed)
+    entry = TASKS.get(data.lower()) if not Path(data).is_file() else None
+    columns = {"smiles": smiles or (entry.smiles if entry else "smiles"), "target": list(target or ())}
+    return task, columns | ({"target": [entry.target]} if entry and not target else {})
+
+
+def spec_or_name(value: str) -> Any:
+    """A name as it is, or the object of a JSON spec `{"_target_": "reprogram...", ...}`."""
+    if not value.lstrip().startswith("{"):
+        return value
+    try:
+        return build(json.loads(value))
+    except json.JSONDecodeError as error:
+        raise DataError(f"expected a name or a JSON spec with _target_, got {value[:80]} ({error.msg})") from None
+
+
+def check_place(folder: Path) -> None:
+    """Refuse a place that cannot be written before minutes are spent; leaves nothing there."""
+    with writable(folder):
+        nearest = next(p for p in (folder, *folder.absolute().parents) if p.exists())
+        if not nearest.is_dir():
+            raise DataError(f"expected a folder to write to, got {folder}, but {nearest} is a file; choose another name")
+        tempfile.TemporaryDirectory(dir=nearest).cleanup()
+
+
+def fingerprint(task: Task, settings: Mapping[str, Any]) -> str:
+    """16 hexadecimal digits that change with any row, label, part or setting of a run."""
+    total = hashlib.sha256(json.dumps([settings, task.kind, list(task.inputs)], sort_keys=True).encode())
+    total.update(np.ascontiguousarray(task.targets).tobytes())
+    for part in sorted(task.split):
+        total.update(part.encode() + np.asarray(task.split[part], dtype=np.int64).tobytes())
+    return total.hexdigest()[:16]
+
+
+@contextmanager
+def checkpoints(out: Path, name: str, accelerator: Any) -> Iterator[Path]:
+    """A folder for this run's checkpoints: kept when the process is killed, gone after success or an error."""
+    folder, existed = out / CHECKPOINT / name, out.exists()
+    try:
+        yield folder
+    except Exception:
+        if accelerator.is_main_process:
+            shutil.rmtree(folder, ignore_errors=True)
+            for place in (out / CHECKPOINT, *(() if existed else (out,))):
+                if place.is_dir() and not any(place.iterdir()):
+                    place.rmdir()
+        raise
+    if accelerator.is_main_process:
+        shutil.rmtree(out / CHECKPOINT, ignore_errors=True)
+
+
+def outputs(task: Task) -> int:
+    """How many numbers the map returns: one value, a score per class, or a score per label."""
+    if task.kind == "classification":
+        return len(task.classes)
+    return 1 if task.kind == "regression" else task.targets.shape[1]
+
+
+def guess(model: Reprogrammed, task: Task, part: str, accelerator: Any = None) -> np.ndarray:
+    """Predictions of one part, in the shape that `tasks.evaluate` takes."""
+    values = predict(model, task.part(part)[0], accelerator=accelerator)
+    return values[:, 0] if task.kind == "regression" else tidy(task.kind, values)
+
+
+def own_method(model: Reprogrammed, source: str, values: np.ndarray) -> Method:
+    """The trained model as a row of a comparison; without a learned program it is a probe, and called so."""
+    trained = sum(weight.numel() for _, weight in model.trainable())
+    learned = any(weight.requires_grad for weight in model.program.parameters())
+    name = "auto" if source == "auto" else "reprogrammed" if learned else f"{source}, no program"
+    group = "reprogrammed" if learned or source == "auto" else "probe"
+    return Method(name, group, lambda task, seed: Prediction(values, trained, model), summary=f"{source}, as trained here")
+
+
+def stand_beside(
+    task: Task, own: Method, source: str, beside: str, seed: int, seconds: float, progress: bool
+) -> Comparison:
+    """The model's row, with controls and baselines where they are asked for."""
+    others = [] if beside == "none" else selected(methods(source), beside)
+    names = [method.name for method in others if method.name != own.name]
+    result = compare(task, source=source, include=[own, *names], seed=seed, progress=progress and bool(names))
+    timed = tuple(replace(row, seconds=seconds) if row.method == own.name else row for row in result.rows)
+    return replace(result, rows=timed)
+
+
+def training_facts(history: History) -> dict[str, Any]:
+    """What the report says of the training: epochs run, epoch kept and its validation loss."""
+    losses, best = history.column("validation_loss"), history.best_epoch
+    loss = losses[best] if 0 <= best < len(losses) else None
+    return {"epochs": len(history.epochs), "best_epoch": best if losses else None, "validation_loss": loss}
+
+
+def facts(
+    task: Task, metrics: Mapping[str, Any], settings: Mapping[str, Any], columns: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """What the artefact remembers: enough for a card, and to name columns and classes of a prediction."""
+    about = {"name": task.name, "kind": task.kind, "metric": task.metric, "units": task.units, "source": task.source}
+    about |= {"license": task.license, "classes": list(task.classes)} | dict(columns or {})
+    about |= {f"{part}_rows": len(rows) for part, rows in task.split.items()}
+    known = {name: asdict(e) for name, e in metrics.items() if math.isfinite(e.low)}
+    return {"task": about, "metrics": known, "training": dict(settings)}
+
+
+def publish(
+    out: Path, model: Reprogrammed, report: Report, task: Task, guesses: Mapping[str, np.ndarray], *,
+    history: History | None = None, curve: Any = None,
+) -> None:  # fmt: skip
+    """Write artefact, report, dropped rows and figures into `out`, all or nothing; figures of an older run go."""
+    import pandas as pd
+
+    drawn = figures(report, task, guesses, history=history, curve=curve)
+    dropped = pd.DataFrame([asdict(row) for row in task.report.dropped], columns=["row", "smiles", "reason"])
+    with atomic_folder(out) as writing:
+        model.save_pretrained(writing)
+        report.write(writing)
+        dropped.to_csv(writing / DROPPED, index=False)
+        for name, ax in drawn.items():
+            ax.figure.savefig(writing / name, dpi=150)
+    for name in set(FIGURES) - set(drawn):
+        (out / name).unlink(missing_ok=True)
+
+
+def figures(
+    report: Report, task: Task, guesses: Mapping[str, np.ndarray], *, history: History | None = None, curve: Any = None
+) -> dict[str, Any]:
+    """The figures that this run has data for, by file name."""
+    from reprogram import plot
+
+    drawn = {}
+    if task.kind == "regression":
+        error = np.abs(task.part("validation")[1] - guesses["validation"])
+        reach = float(np.quantile(error, COVERAGE)) if len(error) else 0.0
+        y, p = task.part("test")[1], guesses["test"]
+        title = f"{task.name}: test rows, bars span {COVERAGE:.0%} of validation errors"
+        drawn["parity.png"] = plot.parity(y, p, low=p - reach, high=p + reach, units=task.units, name=title)
+    if history is not None and history.epochs:
+        drawn["history.png"] = plot.history(history)
+    if len(report.ranked()) > 1:
+        drawn["comparison.png"] = report.plot()
+    if curve is not None:
+        drawn["learning_curve.png"] = plot.learning_curve(curve, label=report.label)
+    return drawn

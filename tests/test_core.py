@@ -1,0 +1,364 @@
+"""The laws of the core: frozen means frozen, save → load and spec → build are identities, resume is exact."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import reprogram as rp
+from reprogram.batching import bucketed_batches
+from reprogram.config import build, to_spec
+from reprogram.recipes import build_program
+
+ROOT = Path(__file__).parents[1]
+TOKENS = ["C", "N", "O", "c", "n", "F"]
+PROGRAMS = {
+    "identity": lambda: rp.Identity(),
+    "free": lambda: rp.FreeEmbeddings(TOKENS, split="characters"),
+    "dense": lambda: rp.Dictionary(TOKENS, sparsity=None, atoms=20, split="characters"),
+    "sparse": lambda: rp.Dictionary(TOKENS, sparsity=3, atoms=20, split="characters"),
+    "prompt": lambda: rp.SoftPrompt(prompt_length=3),
+}
+MAPPINGS = {
+    "linear": lambda kind, t: rp.LinearMap(8, t, kind=kind),
+    "ridge": lambda kind, t: rp.LinearMap(8, t, kind=kind, ridge=True),
+    "gp": lambda kind, t: rp.GaussianProcess(8, t, kind=kind),
+    "stack": lambda kind, t: rp.Stack(
+        [rp.GaussianProcess(8, t, kind=kind, kernels=("linear",)), rp.LinearMap(8, t, kind=kind, ridge=True)], folds=3
+    ),
+}
+
+
+def targets(kind, y):
+    y = np.asarray(y)
+    if kind == "regression":
+        return y
+    label = (y > np.median(y)).astype(int)
+    if kind == "classification":
+        return label
+    two = np.stack([label, 1 - label], 1).astype(float)
+    two[::5, 1] = np.nan
+    return two
+
+
+def snapshot(source):
+    return {k: v.clone() for k, v in source.network.state_dict().items()}
+
+
+def compose(source, program, mapping, kind="regression", outputs=1):
+    return rp.Reprogrammed(PROGRAMS[program](), source, MAPPINGS[mapping](kind, outputs))
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+@pytest.mark.parametrize("loss", ["supervised", "evidence"])
+def test_frozen_means_frozen_and_training_helps(tiny_source, toy, program, loss):
+    texts, y = toy
+    before = snapshot(tiny_source)
+    model = compose(tiny_source, program, "gp" if loss == "evidence" else "linear")
+    history = rp.fit(model, {"train": (texts, y)}, loss=getattr(rp, loss), epochs=12, progress=False)
+    assert all(torch.equal(before[k], v) for k, v in snapshot(tiny_source).items())
+    assert not tiny_source.training and not any(p.requires_grad for p in tiny_source.parameters())
+    assert history.column("train_loss")[-1] < history.column("train_loss")[0]
+
+
+@pytest.mark.parametrize("kind, outputs", [("regression", 1), ("classification", 2), ("multilabel", 2)])
+@pytest.mark.parametrize("mapping", MAPPINGS)
+def test_save_and_load_is_identity(tiny_source, toy, tmp_path, mapping, kind, outputs):
+    texts, y = toy
+    model = compose(tiny_source, "free", mapping, kind, outputs)
+    trained = mapping in ("linear", "gp")
+    loss = rp.evidence if mapping == "gp" else rp.supervised
+    rp.fit(model, {"train": (texts, targets(kind, y))}, loss=loss, epochs=2 if trained else 0, progress=False)
+    model.save_pretrained(tmp_path / "a")
+    again = rp.Reprogrammed.from_pretrained(tmp_path / "a", source=tiny_source)
+    p = rp.predict(model, texts)
+    assert np.array_equal(p, rp.predict(again, texts))
+    assert p.shape == (60, outputs) and np.isfinite(p).all()
+    if kind == "classification":
+        assert np.allclose(p.sum(1), 1, atol=1e-5)
+
+
+@pytest.mark.parametrize("mapping", MAPPINGS)
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_spec_and_build_are_inverse(program, mapping):
+    for thing in (PROGRAMS[program](), MAPPINGS[mapping]("regression", 2)):
+        spec = to_spec(thing)
+        assert to_spec(build(json.loads(json.dumps(spec)))) == spec
+
+
+def test_build_refuses_foreign_code():
+    for bad in ({"_target_": "os.system", "command": "true"}, {"_target_": "reprogram.config.importlib"}):
+        with pytest.raises(rp.DataError, match="expected"):
+            build(bad)
+    with pytest.raises(rp.DataError, match="unknown"):
+        build({"_target_": "reprogram.mapping.LinearMap", "width": 3, "depth": 2})
+
+
+def test_targets_are_in_the_users_units(tiny_source, toy):
+    texts, y = toy
+    for scale, shift in ((1.0, 0.0), (1000.0, -5e4)):
+        model = compose(tiny_source, "identity", "gp")
+        rp.fit(model, {"train": (texts, np.asarray(y) * scale + shift)}, epochs=0)
+        p = (rp.predict(model, texts)[:, 0] - shift) / scale
+        assert np.corrcoef(p, y)[0, 1] > 0.8 and abs(p.mean() - np.mean(y)) < 0.3
+
+
+def test_sparsity_is_kept_during_training(tiny_source, toy):
+    texts, y = toy
+    model = compose(tiny_source, "sparse", "linear")
+    assert (model.program.codes != 0).sum(1).max() <= 3
+    rp.fit(model, {"train": (texts, y)}, epochs=5, progress=False)
+    assert (model.program.codes != 0).sum(1).max() <= 3
+
+
+def test_free_embeddings_start_where_the_source_is(tiny_source):
+    """Tokens the source knows start at its own rows, so before training the native encoding is reproduced exactly."""
+    texts = ["CNO", "cnoCC", "N"]
+    program = rp.FreeEmbeddings(list("CNOcno"), split="characters")
+    model = rp.Reprogrammed(program, tiny_source, rp.LinearMap(8))
+    native = rp.Reprogrammed(rp.Identity(), tiny_source, rp.LinearMap(8))
+    a = model.features(model.collate(model.encode(texts)))
+    b = native.features(native.collate(native.encode(texts)))
+    assert torch.allclose(a, b, atol=1e-6)
+    dense = rp.Reprogrammed(
+        rp.Dictionary(list("CNOcno"), sparsity=None, atoms=24, split="characters"), tiny_source, rp.LinearMap(8)
+    )
+    assert torch.allclose(dense.features(dense.collate(dense.encode(texts))), b, atol=1e-4)
+
+
+def test_padding_does_not_change_a_row(tiny_source):
+    for program in PROGRAMS:
+        model = compose(tiny_source, program, "linear")
+        alone = model.features(model.collate(model.encode(["CN"])))
+        together = model.features(model.collate(model.encode(["CN", "CNOCNOCNOCNO"])))[:1]
+        assert torch.allclose(alone, together, atol=1e-6), program
+
+
+@pytest.mark.parametrize("n, size", [(1, 4), (17, 4), (100, 32), (1000, 7)])
+def test_batches_hold_every_row_once(n, size):
+    lengths = torch.randint(1, 50, (n,), generator=torch.Generator().manual_seed(n)).tolist()
+    batches = bucketed_batches(lengths, size, seed=1, epoch=2)
+    assert sorted(i for b in batches for i in b) == list(range(n))
+    assert batches == bucketed_batches(lengths, size, seed=1, epoch=2)
+    assert max(map(len, batches)) <= size
+    waste = sum(max(lengths[i] for i in b) * len(b) for b in batches) / sum(lengths)
+    assert waste < 1.35 or n < 500
+
+
+def test_validation_chooses_the_epoch_and_stops_early(tiny_source, toy):
+    texts, y = toy
+    noise = np.random.default_rng(0).normal(size=20)
+    model = compose(tiny_source, "free", "linear")
+    history = rp.fit(
+        model, {"train": (texts[:40], y[:40]), "validation": (texts[40:], noise)}, epochs=60, patience=3, progress=False
+    )
+    losses = history.column("validation_loss")
+    assert len(losses) < 60 and history.stopped and losses[history.best_epoch] == min(losses)
+
+
+def test_same_seed_same_result(tiny_source, toy):
+    texts, y = toy
+    runs = []
+    for seed in (0, 0, 1):
+        model = compose(tiny_source, "free", "linear")
+        rp.fit(model, {"train": (texts, y)}, epochs=3, seed=seed, progress=False)
+        runs.append(rp.predict(model, texts))
+    assert np.array_equal(runs[0], runs[1]) and not np.array_equal(runs[0], runs[2])
+
+
+def test_identity_features_are_computed_once(tiny_source, toy):
+    texts, y = toy
+    calls = []
+    tiny_source.network.register_forward_hook(lambda *_: calls.append(1))
+    rp.fit(compose(tiny_source, "identity", "linear"), {"train": (texts, y)}, epochs=10, progress=False)
+    assert len(calls) == 1
+
+
+def test_one_forward_and_one_backward_per_step(tiny_source, toy):
+    texts, y = toy
+    counts = {"forward": 0, "backward": 0}
+    tiny_source.network.mix.register_forward_hook(lambda *_: counts.__setitem__("forward", counts["forward"] + 1))
+    tiny_source.network.mix.register_full_backward_hook(
+        lambda *_: counts.__setitem__("backward", counts["backward"] + 1)
+    )
+    epochs, batches = 5, 2
+    rp.fit(compose(tiny_source, "free", "linear"), {"train": (texts, y)}, epochs=epochs, batch_size=30, progress=False)
+    assert counts["backward"] == epochs * batches
+    assert counts["forward"] == epochs * batches + 2  # once before, to standardise, and once after, for the closed form
+
+
+def test_missing_labels_are_masked(tiny_source, toy):
+    """A label that is never observed leaves the loss finite, and unknown entries do not move anything."""
+    texts, y = toy
+    labels = targets("multilabel", y)
+    other = labels.copy()
+    assert np.isnan(other[:, 1]).any()
+    for mapping in ("linear", "gp", "ridge"):
+        model = compose(tiny_source, "identity", mapping, "multilabel", 2)
+        rp.fit(model, {"train": (texts, labels)}, epochs=0)
+        assert np.isfinite(rp.predict(model, texts)).all()
+
+
+def test_side_by_side_is_concatenation(tiny_source, toy):
+    texts, y = toy
+    twin = tiny_source.randomised(3)
+    both = rp.SideBySide([tiny_source, twin])
+    program = rp.Parallel([rp.FreeEmbeddings(TOKENS, split="characters"), rp.Identity()])
+    model = rp.Reprogrammed(program, both, rp.GaussianProcess(both.width, columns=both.columns))
+    rp.fit(model, {"train": (texts, y)}, loss=rp.evidence, epochs=3, progress=False)
+    features = model.features(model.collate(model.encode(texts[:4])))
+    single = rp.Reprogrammed(program.programs[0], tiny_source, rp.LinearMap(8))
+    other = rp.Reprogrammed(rp.Identity(), twin, rp.LinearMap(8))
+    parts = [m.features(m.collate(m.encode(texts[:4]))) for m in (single, other)]
+    assert torch.allclose(features, torch.cat(parts, 1), atol=1e-6)
+
+
+RESUME = """
+import sys, torch
+sys.path.insert(0, {root!r}); sys.path.insert(0, {root!r} + "/tests")
+torch.set_num_threads(1)
+import conftest, reprogram as rp, time
+source = conftest.tiny_source.__wrapped__() if hasattr(conftest.tiny_source, "__wrapped__") else conftest.tiny_source.__pytest_wrapped__.obj()
+texts, y = conftest.toy.__wrapped__() if hasattr(conftest.toy, "__wrapped__") else conftest.toy.__pytest_wrapped__.obj()
+model = rp.Reprogrammed(rp.FreeEmbeddings({tokens!r}, split="characters"), source, rp.LinearMap(8))
+slow = {slow}
+def loss(m, x, y):
+    time.sleep(slow)
+    return rp.supervised(m, x, y)
+rp.fit(model, {{"train": (texts[:50], y[:50]), "validation": (texts[50:], y[50:])}}, loss=loss, epochs=6, batch_size=8,
+       checkpoint_dir={folder!r}, checkpoint_every=1, progress=False)
+torch.save(model.learned_state(), {out!r})
+"""
+
+
+@pytest.mark.parametrize("delay", [0.35, 0.9])
+def test_killed_and_resumed_equals_uninterrupted(tmp_path, delay):
+    """SIGKILL somewhere, start again: the same final weights, bit for bit."""
+
+    def run(folder, out, slow, kill_after=None):
+        code = RESUME.format(
+            root=str(ROOT), tokens=TOKENS, slow=slow, folder=str(tmp_path / folder), out=str(tmp_path / out)
+        )
+        process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE)
+        if kill_after is not None:
+            deadline = time.time() + 60
+            while not (tmp_path / folder / "checkpoint.pt").exists() and time.time() < deadline:
+                time.sleep(0.02)
+            time.sleep(kill_after)
+            os.kill(process.pid, signal.SIGKILL)
+        _, error = process.communicate(timeout=120)
+        assert kill_after is not None or process.returncode == 0, error.decode()[-2000:]
+
+    run("whole", "whole.pt", 0)
+    run("cut", "cut.pt", 0.05, kill_after=delay)
+    assert not (tmp_path / "cut.pt").exists(), "the run ended before it was killed"
+    run("cut", "cut.pt", 0)
+    a, b = torch.load(tmp_path / "whole.pt", weights_only=True), torch.load(tmp_path / "cut.pt", weights_only=True)
+    assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_checkpoint_of_another_run_is_refused(tiny_source, toy, tmp_path):
+    texts, y = toy
+    rp.fit(
+        compose(tiny_source, "free", "linear"), {"train": (texts, y)}, epochs=1, checkpoint_dir=tmp_path, progress=False
+    )
+    with pytest.raises(rp.DataError, match="remove"):
+        rp.fit(
+            compose(tiny_source, "dense", "linear"),
+            {"train": (texts, y)},
+            epochs=1,
+            checkpoint_dir=tmp_path,
+            progress=False,
+        )
+
+
+def test_damaged_artefacts_are_refused(tiny_source, toy, tmp_path):
+    texts, y = toy
+    model = compose(tiny_source, "free", "linear")
+    rp.fit(model, {"train": (texts, y)}, epochs=1, progress=False)
+
+    def load(change, source=tiny_source):
+        folder = model.save_pretrained(tmp_path / "a")
+        change(folder)
+        with pytest.raises(rp.DataError, match="expected") as error:
+            rp.Reprogrammed.from_pretrained(folder, source=source)
+        assert "\n" not in str(error.value)
+
+    def edit(key, value):
+        def change(folder):
+            config = json.loads((folder / "config.json").read_text())
+            config[key] = value
+            (folder / "config.json").write_text(json.dumps(config))
+
+        return change
+
+    weights = "model.safetensors"
+    load(lambda f: (f / weights).write_bytes((f / weights).read_bytes()[:-9]))
+    load(lambda f: (f / weights).unlink())
+    load(lambda f: (f / "config.json").write_text("{"))
+    load(edit("format", 99))
+    load(edit("program", {"_target_": "os.system", "command": "true"}))
+    load(edit("mapping", to_spec(rp.LinearMap(9))))
+    load(lambda f: None, source=tiny_source.randomised(1))
+    load(lambda f: None, source=None)
+
+
+def test_inside_the_transformers_trainer(tiny_source, toy, tmp_path):
+    from transformers import Trainer, TrainingArguments
+
+    texts, y = toy
+    model = compose(tiny_source, "free", "linear")
+    rp.fit(model, {"train": (texts, y)}, epochs=0)
+    records = model.encode(texts)
+    rows = [{"x": r, "labels": torch.tensor([v], dtype=torch.float)} for r, v in zip(records, y, strict=True)]
+
+    def collator(batch):
+        return {"x": model.collate([b["x"] for b in batch]), "labels": torch.stack([b["labels"] for b in batch])}
+
+    before = snapshot(tiny_source)
+    arguments = TrainingArguments(
+        output_dir=str(tmp_path), num_train_epochs=8, per_device_train_batch_size=10, learning_rate=3e-2, use_cpu=True,
+        report_to=[], save_strategy="no", logging_strategy="no", remove_unused_columns=False, disable_tqdm=True,
+    )  # fmt: skip
+    trainer = Trainer(model=model, args=arguments, train_dataset=rows, eval_dataset=rows, data_collator=collator)
+    start = trainer.evaluate()["eval_loss"]
+    trainer.train()
+    assert trainer.evaluate()["eval_loss"] < start
+    assert all(torch.equal(before[k], v) for k, v in snapshot(tiny_source).items())
+
+
+def test_unwritable_and_full_disk_leave_nothing(tiny_source, toy, tmp_path, monkeypatch):
+    model = compose(tiny_source, "free", "linear")
+    blocker = tmp_path / "file"
+    blocker.write_text("x")
+    with pytest.raises(rp.DataError, match="writable|folder"):
+        model.save_pretrained(blocker / "inside")
+    monkeypatch.setattr(Path, "write_bytes", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    with pytest.raises(rp.DataError, match="No space"):
+        model.save_pretrained(tmp_path / "art")
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def test_wrong_program_for_a_source_is_one_sentence(tiny_source):
+    with pytest.raises(ValueError, match="graphs"):
+        rp.Reprogrammed(rp.GraphDelta(), tiny_source, rp.LinearMap(8))
+    with pytest.raises(rp.DataError, match="program"):
+        build_program("quantum", tiny_source, ["C"], 0)
+
+
+def test_models_can_be_copied(tiny_source, toy):
+    texts, y = toy
+    model = compose(tiny_source, "free", "gp")
+    rp.fit(model, {"train": (texts, y)}, loss=rp.evidence, epochs=2, progress=False)
+    twin = copy.deepcopy(model)
+    assert np.array_equal(rp.predict(model, texts), rp.predict(twin, texts))
