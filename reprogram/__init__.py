@@ -8,17 +8,19 @@ from pathlib import Path
 
 from reprogram.config import build, to_spec
 from reprogram.errors import DataError
+from reprogram.forest import ForestMap
 from reprogram.mapping import GaussianProcess, LinearMap, Stack
 from reprogram.model import Reprogrammed
 from reprogram.programs import Dictionary, FreeEmbeddings, GraphDelta, Identity, SoftPrompt, vocabulary
+from reprogram.recipes import adapt
 from reprogram.side_by_side import Parallel, SideBySide
 from reprogram.sources import Source, catalogue, load
 from reprogram.train import History, adam, evidence, fit, predict, supervised
 
 __version__ = "0.1.0"
 __all__ = [
-    "DataError", "Dictionary", "FreeEmbeddings", "GaussianProcess", "GraphDelta", "History", "Identity", "LinearMap",
-    "Parallel", "Reprogrammed", "SideBySide", "SoftPrompt", "Source", "Stack", "adam", "build", "catalogue", "evidence",
+    "DataError", "Dictionary", "ForestMap", "FreeEmbeddings", "GaussianProcess", "GraphDelta", "History", "Identity", "LinearMap",
+    "Parallel", "ReprogramClassifier", "ReprogramRegressor", "Reprogrammed", "SideBySide", "SoftPrompt", "Source", "Stack", "adam", "adapt", "build", "catalogue", "evidence",
     "fit", "load", "predict", "supervised", "to_spec", "vocabulary",
 ]  # fmt: skip
 
@@ -28,3 +30,12 @@ for _name in ("adversarial", "certify", "tasks"):
         warnings.warn(
             f"another package named '{_name}' ({_found.origin}) hides ours; use a virtual environment", stacklevel=2
         )
+
+
+def __getattr__(name: str):
+    """The scikit-learn estimators, imported when first asked for: scikit-learn takes longer to import than all of us."""
+    if name in ("ReprogramClassifier", "ReprogramRegressor"):
+        from reprogram import estimator
+
+        return getattr(estimator, name)
+    raise AttributeError(f"module 'reprogram' has no attribute '{name}'")

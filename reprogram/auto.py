@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from reprogram.errors import DataError
+from reprogram.forest import ForestMap
 from reprogram.mapping import GaussianProcess, LinearMap, Stack, probabilities
 from reprogram.model import Reprogrammed
 from reprogram.programs import GraphDelta, Identity
@@ -142,6 +143,9 @@ class Plan:
             readouts.append(self.gp(dense, "matern"))
         if "morgan" in at:
             readouts.append(self.gp([at["morgan"]], "tanimoto"))
+        if "descriptors" in at:
+            columns = [at[name] for name in ("descriptors", "morgan") if name in at]
+            readouts.append(ForestMap(self.width, self.outputs, kind=self.kind, columns=tuple(columns)))
         if self.graph is not None and not frozen_only:
             changed = self.columns[-1]
             beside = [at["descriptors"]] if "descriptors" in at else []

@@ -42,11 +42,14 @@ def new_axes(*, width: float = 5.0, height: float = 4.0) -> Axes:
 def save(ax: Axes, path: str | Path, *, dpi: int = 150) -> Path:
     """Write the whole figure of `ax`, all or nothing; the suffix names the format (png, svg, pdf)."""
     path = Path(path)
-    known = ax.figure.canvas.get_supported_filetypes()
+    figure = ax.get_figure(root=True)
+    if figure is None:
+        raise DataError("expected axes of a figure, got axes that were removed from theirs")
+    known = figure.canvas.get_supported_filetypes()
     if path.suffix[1:] not in known:
         raise DataError(f"expected a figure file that ends in .{', .'.join(sorted(known))}, got {path.name}")
     with atomic_file(path) as temporary:
-        ax.figure.savefig(temporary, format=path.suffix[1:], dpi=dpi)
+        figure.savefig(temporary, format=path.suffix[1:], dpi=dpi)
     return path
 
 
@@ -73,7 +76,8 @@ def parity(
     limits = (both.min() - margin, both.max() + margin)
     ax.plot(limits, limits, color=GREY, linewidth=1, zorder=1)
     ax.scatter(y, p, s=22, color=COLOURS[0], alpha=0.8, edgecolor="white", linewidth=0.4, zorder=3)
-    ax.set(xlim=limits, ylim=limits, aspect="equal", title=name)
+    ax.set(xlim=limits, ylim=limits, aspect="equal")
+    ax.set_title(name, fontsize=10)
     ax.set_xlabel(f"measured{_in(units)}")
     ax.set_ylabel(f"predicted{_in(units)}")
     error = p - y
@@ -87,19 +91,21 @@ def history(record: History, ax: Axes | None = None) -> Axes:
 
     Raises: DataError for a history without epochs (a closed-form fit has none).
     """
+    from matplotlib.ticker import MaxNLocator
+
     if not record.epochs:
         raise DataError("expected a history with epochs, got none; a closed-form fit has no curve to draw")
     ax = new_axes(width=5.4, height=3.6) if ax is None else ax
     ax.set_xlabel("epoch")
     columns = [c for c in ("validation_loss", "train_loss") if record.column(c)]
-    axes = [ax, ax.twinx()][: len(columns)]
+    axes = [ax, ax.twinx()] if len(columns) > 1 else [ax]
     for place, column, colour in zip(axes, columns, COLOURS, strict=False):
         epochs = [row["epoch"] + 1 for row in record.epochs if column in row]
         place.plot(epochs, record.column(column), color=colour, marker="o", markersize=3, linewidth=1.5)
         place.set_ylabel(column.replace("_", " ").replace("train ", "training "), color=colour)
         place.tick_params(axis="y", labelcolor=colour)
         place.spines["top"].set_visible(False)
-    ax.xaxis.get_major_locator().set_params(integer=True)
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     if record.best_epoch >= 0 and columns[0] == "validation_loss":
         ax.axvline(record.best_epoch + 1, color=GREY, linestyle="--", linewidth=1, zorder=0)
         ax.set_title(f"epoch {record.best_epoch + 1} kept: lowest validation loss", fontsize=10, color="#555555")

@@ -137,8 +137,10 @@ def fit(
         history.epochs.append(row)
         loop.accelerator.log({k: v for k, v in row.items() if k != "epoch"}, step=epoch)
         bar.set_postfix({k: f"{v:.3f}" for k, v in row.items() if k != "epoch"})
-        if row.get("validation_loss", -math.inf) <= best["loss"]:
-            best.update(loss=row.get("validation_loss", math.inf), state=copy.deepcopy(model.learned_state()))
+        if "validation" not in data:
+            history.best_epoch = epoch
+        elif row["validation_loss"] < best["loss"]:
+            best.update(loss=row["validation_loss"], state=copy.deepcopy(model.learned_state()))
             history.best_epoch = epoch
         state = Training(model, epoch, history, loop.training_features)
         for hook in hooks:
@@ -149,7 +151,7 @@ def fit(
         if history.stopped:
             break
     bar.close()
-    if best["state"] is not None and "validation" in data:
+    if best["state"] is not None:
         model.load_learned_state(best["state"])
     loop.refit()
     return history
@@ -173,11 +175,13 @@ class Loop:
         self.cache_frozen_features()
         with torch.no_grad():
             self.model.mapping.prepare(*self.training_features())
-        self.optimizer = optimizer(model)
-        steps = epochs * math.ceil(len(self.parts["train"][0]) / batch_size)
+        self.per_epoch = math.ceil(len(self.parts["train"][0]) / batch_size)
+        self.steps = max(1, epochs * self.per_epoch)
+        plain = optimizer(model)
         self.schedule = torch.optim.lr_scheduler.LambdaLR(
-            self.optimizer, lambda step: 0.5 * (1 + math.cos(math.pi * min(step / max(steps, 1), 1)))
+            plain, lambda step: 0.5 * (1 + math.cos(math.pi * min(step / self.steps, 1)))
         )
+        self.optimizer = self.accelerator.prepare_optimizer(plain)
 
     def encoded(self, name: str, inputs: Sequence[Any], targets: Any) -> tuple[list, Tensor, list[int]]:
         records = self.model.encode(list(inputs))
@@ -220,7 +224,7 @@ class Loop:
             for p in parameters:
                 p.grad = self.accelerator.reduce(torch.zeros_like(p) if p.grad is None else p.grad, "sum")
             loss = self.accelerator.reduce(loss, "sum")
-        nn.utils.clip_grad_norm_(parameters, self.clip)
+        self.accelerator.clip_grad_norm_(parameters, self.clip)
         self.optimizer.step()
         self.schedule.step()
         getattr(self.model.program, "project", lambda: None)()
@@ -295,10 +299,10 @@ def progress_bar(loop: Loop, history: History, shown: bool):
     """tqdm over steps on the main process; silent when training is over in a blink."""
     from tqdm.auto import tqdm
 
-    per_epoch = math.ceil(len(loop.parts["train"][0]) / loop.batch_size)
-    total = loop.schedule.T_max if hasattr(loop.schedule, "T_max") else None
-    return tqdm(total=total, initial=len(history.epochs) * per_epoch, desc="fit", unit="step", delay=2,
-                disable=not shown or not loop.accelerator.is_main_process)  # fmt: skip
+    return tqdm(
+        total=loop.steps, initial=len(history.epochs) * loop.per_epoch, desc="fit", unit="step", delay=2,
+        disable=not shown or not loop.accelerator.is_main_process,
+    )  # fmt: skip
 
 
 def target_tensor(targets: Any, kind: str) -> Tensor:

@@ -10,19 +10,22 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
+from reprogram.auto import adapt_auto
 from reprogram.errors import DataError
+from reprogram.model import Reprogrammed
 from reprogram.recipes import adapt
 from reprogram.sources import Source
 from reprogram.train import predict
 from tasks.comparison import Comparison, Row
-from tasks.controls import fine_tune, without_network
+from tasks.controls import fine_tune, learned, without_network
 from tasks.features import FeatureTable
 from tasks.learners import Learner, Problem, forest, mapped, mean, ridge, stack
 from tasks.metrics import evaluate
 from tasks.task import Task
 
 Group = Literal["reprogrammed", "probe", "control", "baseline"]
-GROUPS = ("reprogrammed", "probe", "control", "baseline")
+Cost = Literal["fast", "slow"]
+Train = Callable[[Problem], Reprogrammed]
 
 FOREST = Learner(("morgan", "descriptors"), forest, bits=True)
 RIDGE = Learner(("descriptors",), ridge)
@@ -36,7 +39,8 @@ STACK = (FOREST, TANIMOTO, RIDGE, JOINT_RIDGE, Learner(("chemnet",), ridge))
 class Prediction:
     """Predictions of the test rows: values (n,), P(class 1) (n,), probabilities (n, C), or label probabilities (n, T).
 
-    `trainable` counts numbers trained by gradient, None where nothing is. `model` is a reprogrammed model, to be saved.
+    `trainable` counts the numbers learned in program and map, or by fine-tuning; None for methods that are no
+    reprogrammed model. `model` is that model, to be saved.
     """
 
     values: np.ndarray
@@ -55,7 +59,7 @@ class Method:
     name: str
     group: Group
     run: Callable[[Task, int], Prediction]
-    cost: Literal["fast", "slow"] = "fast"
+    cost: Cost = "fast"
     summary: str = ""
     sources: tuple[str | Source, ...] = ()
 
@@ -65,66 +69,96 @@ def methods(
 ) -> dict[str, Method]:
     """Every control and baseline beside the reprogrammed `source`, by name.
 
-    `source="auto"` reprograms what the product picks by itself, and runs probes and controls on "minimol". `table` is
+    `source="auto"` makes what the product picks by itself a fast method, and runs the others on "minimol". `table` is
     where frozen features are kept; `epochs` shortens whatever is trained by gradient.
     """
-    table = FeatureTable() if table is None else table
     auto, frozen = source == "auto", "minimol" if source == "auto" else source
-    label = frozen.name if isinstance(frozen, Source) else frozen
-
-    def adapted(name: str, group: Group, make: Callable[[int], Any], summary: str, cost: Any = "fast") -> Method:
-        def run(task: Task, seed: int) -> Prediction:
-            problem = problem_of(task, seed)
-            model, _ = adapt(
-                make(seed), problem.inputs, problem.y, kind=task.kind, outputs=problem.outputs, seed=seed, epochs=epochs,
-                progress=False,
-            )  # fmt: skip
-            return of_model(model, problem)
-
-        return Method(name, group, run, cost, summary)
-
-    def tuned(name: str, rank: int | None, rate: float, summary: str) -> Method:
-        def run(task: Task, seed: int) -> Prediction:
-            problem = problem_of(task, seed)
-            options = {"epochs": epochs} if epochs is not None else {}
-            model = fine_tune(
-                table.source(frozen), problem.inputs, problem.y, kind=task.kind, outputs=problem.outputs, rank=rank,
-                features=table.features(frozen, problem.inputs), learning_rate=rate, seed=seed, **options,
-            )  # fmt: skip
-            return of_model(model, problem)
-
-        return Method(name, "baseline", run, "slow", summary, (frozen,))
-
-    def fixed(name: str, group: Group, members: Sequence[Learner], combine: Any, summary: str) -> Method:
-        def run(task: Task, seed: int) -> Prediction:
-            problem = problem_of(task, seed)
-            return Prediction(tidy(task.kind, combine(members, table, problem)))
-
-        sources = tuple(dict.fromkeys(s for member in members for s in member.sources))
-        return Method(name, group, run, "fast", summary, sources)
-
+    kit = Kit(FeatureTable() if table is None else table, frozen, epochs)
+    name, probe = kit.label, lambda mapping: [Learner((frozen,), mapped(mapping))]
+    picked: Any = "fast" if auto else "slow"
     entries = [
-        adapted("auto", "reprogrammed", lambda seed: "auto", "several sources, reprogrammed members, stacked readout",
-                "fast" if auto else "slow"),
-        adapted("reprogrammed", "reprogrammed", lambda seed: table.source(frozen), f"{label}, reprogrammed",
-                "slow" if auto else "fast"),
-        fixed("gp-probe", "probe", [Learner((frozen,), mapped("gp"))], mean, f"{label} frozen, same readout, no program"),
-        fixed("linear-probe", "probe", [Learner((frozen,), mapped("ridge"))], mean, f"{label} frozen, ridge"),
-        adapted("random-weights", "control", lambda seed: table.source(frozen, weights="random", seed=seed),
-                f"{label} with random weights, reprogrammed"),
-        adapted("no-source", "control", lambda seed: without_network(table.source(frozen), seed=seed),
-                f"program and readout of {label} without its network"),
-        fixed("forest-morgan", "baseline", [Learner(("morgan",), forest, bits=True)], mean, "Morgan bits, random forest"),
-        fixed("forest-morgan-descriptors", "baseline", [FOREST], mean, "Morgan bits and descriptors, random forest"),
-        fixed("ridge-descriptors", "baseline", [RIDGE], mean, "RDKit descriptors, ridge"),
-        fixed("gp-tanimoto", "baseline", [TANIMOTO], mean, "Morgan counts, Tanimoto Gaussian process"),
-        fixed("ridge-minimol-descriptors", "baseline", [JOINT_RIDGE], mean, "MiniMol features and descriptors, ridge"),
-        fixed("mean", "baseline", MEAN, mean, "mean of forest on Morgan and descriptors, ridge on descriptors, ridge on MiniMol"),
-        fixed("stack", "baseline", STACK, stack, "shrunk stack of forest, Tanimoto process, ridges and ChemNet probe"),
-        tuned("lora", 8, 3e-4, f"{label}, low-rank updates of its weights"),
-        tuned("full-fine-tuning", None, 3e-5, f"{label}, all weights trained"),
+        kit.trained("auto", "reprogrammed", kit.pick(True), "several sources, one reprogrammed, stacked readout", picked),
+        kit.trained("auto-frozen", "control", kit.pick(False), "the same stack without the reprogrammed source", picked),
+        kit.trained("reprogrammed", "reprogrammed", kit.adapt(kit.table.source), f"{name}, reprogrammed"),
+        kit.fixed("gp-probe", "probe", probe("gp"), f"{name} frozen, same readout, no program"),
+        kit.fixed("linear-probe", "probe", probe("ridge"), f"{name} frozen, ridge"),
+        kit.trained("random-weights", "control", kit.adapt(kit.random), f"{name} with random weights, reprogrammed"),
+        kit.trained("no-source", "control", kit.adapt(kit.bare), f"program and readout of {name} without its network"),
+        kit.fixed("forest-morgan", "baseline", [Learner(("morgan",), forest, bits=True)], "Morgan bits, random forest"),
+        kit.fixed("forest-morgan-descriptors", "baseline", [FOREST], "Morgan bits and descriptors, random forest"),
+        kit.fixed("ridge-descriptors", "baseline", [RIDGE], "RDKit descriptors, ridge"),
+        kit.fixed("gp-tanimoto", "baseline", [TANIMOTO], "Morgan counts, Tanimoto Gaussian process"),
+        kit.fixed("ridge-minimol-descriptors", "baseline", [JOINT_RIDGE], "MiniMol features and descriptors, ridge"),
+        kit.fixed("mean", "baseline", MEAN, "mean of forest on Morgan bits and descriptors, ridge on descriptors, on MiniMol"),
+        kit.fixed("stack", "baseline", STACK, "shrunk stack of forest, Tanimoto process, ridges, ChemNet probe", stack),
+        kit.trained("lora", "baseline", kit.tune(8, 3e-4), f"{name}, low-rank updates of its weights", "slow", frozen),
+        kit.trained("full-fine-tuning", "baseline", kit.tune(None, 3e-5), f"{name}, all weights trained", "slow", frozen),
     ]  # fmt: skip
     return {method.name: method for method in entries}
+
+
+@dataclass(frozen=True)
+class Kit:
+    """Makes methods on one frozen source out of features, learners and training calls."""
+
+    table: FeatureTable
+    source: str | Source
+    epochs: int | None
+
+    @property
+    def label(self) -> str:
+        return self.source.name if isinstance(self.source, Source) else self.source
+
+    def trained(
+        self, name: str, group: Group, train: Train, summary: str, cost: Cost = "fast", *reads: str | Source
+    ) -> Method:
+        """A method whose `train` gives a model; `reads` are the frozen features it starts from."""
+
+        def run(task: Task, seed: int) -> Prediction:
+            problem = problem_of(task, seed)
+            model = train(problem)
+            values = predict(model, problem.test)
+            values = tidy(task.kind, values[:, 0] if task.kind == "regression" else values)
+            return Prediction(values, learned(model), model)
+
+        return Method(name, group, run, cost, summary, reads)
+
+    def fixed(
+        self, name: str, group: Group, members: Sequence[Learner], summary: str, combine: Callable[..., Any] = mean
+    ) -> Method:
+        """A method that fits learners on frozen features."""
+
+        def run(task: Task, seed: int) -> Prediction:
+            return Prediction(tidy(task.kind, combine(members, self.table, problem_of(task, seed))))
+
+        reads = tuple(dict.fromkeys(source for member in members for source in member.sources))
+        return Method(name, group, run, "fast", summary, reads)
+
+    def given(self, problem: Problem) -> dict[str, Any]:
+        facts: dict[str, Any] = {"kind": problem.kind, "outputs": problem.outputs, "seed": problem.seed}
+        return facts | ({} if self.epochs is None else {"epochs": self.epochs})
+
+    def random(self, source: str | Source, seed: int) -> Source:
+        return self.table.source(source, weights="random", seed=seed)
+
+    def bare(self, source: str | Source, seed: int) -> Source:
+        return without_network(self.table.source(source), seed=seed)
+
+    def adapt(self, make: Callable[..., Source]) -> Train:
+        """Reprogram `make(source, seed=seed)` by the default recipe."""
+        return lambda p: adapt(make(self.source, seed=p.seed), p.inputs, p.y, progress=False, **self.given(p))[0]
+
+    def pick(self, reprogrammed: bool) -> Train:
+        return lambda p: adapt_auto(p.inputs, p.y, reprogrammed=reprogrammed, progress=False, **self.given(p))[0]
+
+    def tune(self, rank: int | None, rate: float) -> Train:
+        """Fine-tune the source, started from the linear probe on its features."""
+
+        def train(p: Problem) -> Any:
+            source, features = self.table.source(self.source), self.table.features(self.source, p.inputs)
+            return fine_tune(source, p.inputs, p.y, features=features, rank=rank, learning_rate=rate, **self.given(p))
+
+        return train
 
 
 def compare(
@@ -185,7 +219,7 @@ def selected(known: dict[str, Method], include: str | Sequence[str | Method]) ->
 
 def measured(method: Method, task: Task, seed: int, table: FeatureTable) -> tuple[Row, Prediction | None]:
     """A method's row, its time with the features it reads as if it ran alone; a reason instead where it cannot run."""
-    facts = {"method": method.name, "group": method.group, "summary": method.summary}
+    facts: dict[str, Any] = {"method": method.name, "group": method.group, "summary": method.summary}
     read = [*task.part("train")[0], *task.part("test")[0]]
     try:
         for name in method.sources:
@@ -207,14 +241,6 @@ def problem_of(task: Task, seed: int) -> Problem:
     if outputs is None:
         outputs = max(2, len(task.classes), int(y.max()) + 1)
     return Problem(task.kind, outputs, inputs, y, [task.inputs[i] for i in rows], seed)
-
-
-def of_model(model: Any, problem: Problem) -> Prediction:
-    """A trained model's predictions of the test rows."""
-    values = predict(model, problem.test)
-    values = values[:, 0] if problem.kind == "regression" else values
-    trained = sum(p.numel() for _, p in model.trainable())
-    return Prediction(tidy(problem.kind, values), trained, model)
 
 
 def tidy(kind: str, values: np.ndarray) -> np.ndarray:

@@ -23,7 +23,7 @@ DEBUG = "reprogram.debug"
 class OneSentence(TyperGroup):
     """Shows what a user can mend as one sentence on stderr and exits with code 2; a bug keeps its traceback."""
 
-    def invoke(self, ctx: typer.Context) -> Any:
+    def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
         except BrokenPipeError:
@@ -53,7 +53,9 @@ def read_config(ctx: typer.Context, value: str | None) -> str | None:
 
     bundled = CONFIGS / f"{value}.yaml"
     given = read_yaml(bundled if bundled.is_file() and not Path(value).exists() else value)
-    options = {opt.lstrip("-"): p for p in ctx.command.params for opt in p.opts if p.name not in ("config", "debug", "help")}
+    options = {
+        opt.lstrip("-"): p for p in ctx.command.params for opt in p.opts if p.name not in ("config", "debug", "help")
+    }
     unknown = sorted(str(key) for key in given if str(key).replace("_", "-") not in options)
     if unknown:
         raise DataError(f"expected config keys among {', '.join(options)}, got unknown {', '.join(unknown)} in {value}")
@@ -106,7 +108,9 @@ def demo(
 
 @app.command()
 def train(
-    data: Annotated[str, typer.Option(help="A bundled task (see `reprogram tasks`), or a CSV, TSV, Parquet or SDF file.")],
+    data: Annotated[
+        str, typer.Option(help="A bundled task (see `reprogram tasks`), or a CSV, TSV, Parquet or SDF file.")
+    ],
     out: Annotated[str, typer.Option(help="Folder for the model, report and figures.")] = "runs/model",
     smiles: Smiles = None,
     target: Target = None,
@@ -128,7 +132,14 @@ def train(
     """Reprogram a frozen model for your data and write it with its report; run again to resume a killed run."""
     from tasks.runs import prepare_task, spec_or_name, train_task
 
-    options = {"smiles": smiles, "target": target, "split": split, "kind": kind, "positive": positive, "units": units}
+    options: dict[str, Any] = {
+        "smiles": smiles,
+        "target": target,
+        "split": split,
+        "kind": kind,
+        "positive": positive,
+        "units": units,
+    }
     task, columns = prepare_task(data, train_size=train_size, seed=seed, **options)
     parts = {"source": source, "program": spec_or_name(program), "mapping": spec_or_name(mapping)}
     run = train_task(task, out, **parts, epochs=epochs, seed=seed, beside=compare, columns=columns)
@@ -208,7 +219,9 @@ def listing(title: str, heads: tuple[str, ...], items: list[Any], as_json: bool)
         facts = {key: getattr(item, key) for key in heads if key not in ("present", "install")}
         cells = [f"{v:,}" if isinstance(v, int | float) else str(v) for v in facts.values()]
         rows.append([*cells[:-1], "yes" if item.present else item.install, cells[-1]])
-    print_table(title, [*(h for h in heads if h not in ("present", "install", "summary")), "installed", "summary"], rows)
+    print_table(
+        title, [*(h for h in heads if h not in ("present", "install", "summary")), "installed", "summary"], rows
+    )
 
 
 def show(report: Report, as_json: bool, extra: dict[str, Any], lines: list[str]) -> None:
@@ -221,7 +234,11 @@ def show(report: Report, as_json: bool, extra: dict[str, Any], lines: list[str])
     sizes += [f"{report.rows[0].n} test labels", "95 % intervals"] if report.rows else []
     units = f" ({report.units})" if report.units and report.kind == "regression" else ""
     heads = ["method", "group", *(name + units * (name in ("rmse", "mae")) for name in names), "seconds"]
-    print_table(f"{report.task}: {', '.join(sizes)}", heads, report.table(names))
+    cells = report.table(names)
+    shown = [i for i in range(len(heads)) if any(row[i].strip("–") for row in cells)]  # nothing measured, no column
+    print_table(
+        f"{report.task}: {', '.join(sizes)}", [heads[i] for i in shown], [[row[i] for i in shown] for row in cells]
+    )
     for line in [*report.verdict, *report.notes, *lines]:
         typer.echo(line)
 

@@ -13,18 +13,17 @@ import numpy as np
 from reprogram.errors import DataError
 from tasks.metrics import METRICS, Estimate, _bootstrap, _checked, _estimate, _macro, rank_metric
 from tasks.task import Task
+from tasks.verdict import NAMES, sentences
 
 if TYPE_CHECKING:
     import pandas
 
 Array = np.ndarray
-NAMES = {"rmse": "RMSE", "mae": "MAE", "r2": "R²", "roc_auc": "ROC-AUC", "pr_auc": "PR-AUC", "brier": "Brier score",
-         "accuracy": "accuracy", "log_loss": "log loss"}  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Row:
-    """One method: its metrics on the test rows, seconds for features, fit and prediction, numbers trained by gradient.
+    """One method: its metrics on the test rows, seconds for features, fit and prediction, numbers learned.
 
     A method that could not run has no metrics and says why in `error`.
     """
@@ -57,13 +56,6 @@ def paired_difference(
 
     draws = _bootstrap(gain, len(y), seed, resamples) if len(y) > 1 else np.zeros(0)
     return _estimate(float(gain(np.ones(len(y)))), draws, int(known.sum()))
-
-
-def verdict_word(gain: Estimate) -> str:
-    """ "better" or "worse" where the interval of a gain leaves out zero, else "not distinguishable"."""
-    if gain.low > 0:
-        return "better"
-    return "worse" if gain.high < 0 else "not distinguishable"
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,8 +102,6 @@ class Comparison:
         The best baseline is picked on the very test rows it is then compared on, which flatters it: a reprogrammed
         model called better is so against a favoured opponent.
         """
-        from tasks.verdict import sentences
-
         return sentences(self)
 
     def to_frame(self) -> pandas.DataFrame:
@@ -123,7 +113,12 @@ class Comparison:
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON: NaN becomes None; predictions are left out."""
         train, test = (len(self.task.split[part]) for part in ("train", "test"))
-        facts = {"task": self.task.name, "kind": self.task.kind, "metric": self.metric, "units": self.task.units}
+        facts: dict[str, Any] = {
+            "task": self.task.name,
+            "kind": self.task.kind,
+            "metric": self.metric,
+            "units": self.task.units,
+        }
         facts |= {"train": train, "test": test, "seed": self.seed}
         return facts | {"rows": [_plain(asdict(row)) for row in self.rows], "verdict": self.verdict()}
 
@@ -159,7 +154,7 @@ def _columns(comparison: Comparison) -> list[str]:
 
 
 def _flat(row: Row) -> dict[str, Any]:
-    values = {"method": row.method, "group": row.group}
+    values: dict[str, Any] = {"method": row.method, "group": row.group}
     for name, e in row.metrics.items():
         values |= {name: e.value, f"{name}_low": e.low, f"{name}_high": e.high, "n": e.n}
     return values | {"seconds": row.seconds, "trainable": row.trainable, "error": row.error}

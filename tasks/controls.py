@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from reprogram.errors import DataError
-from reprogram.mapping import LinearMap
+from reprogram.mapping import Kind, LinearMap
 from reprogram.model import Reprogrammed
-from reprogram.sources.base import Batch, Features, Record, Source
+from reprogram.sources.base import Batch, Codec, Features, Record, Source
 from reprogram.train import adam, fit, supervised, target_tensor
 
 
@@ -33,6 +33,8 @@ class MeanGraph(nn.Module):
 
 class MeanTokens(nn.Module):
     """A text without a network: the mean of its token rows and the log of their number, (B, D + 1)."""
+
+    table: Tensor
 
     def __init__(self, table: Tensor):
         super().__init__()
@@ -81,6 +83,8 @@ class Tuned(nn.Module):
     Raises: DataError for a black box, for a network without a layer to adapt, or when peft is absent.
     """
 
+    codec: Codec
+
     def __init__(self, source: Source, *, rank: int | None = None, seed: int = 0):
         super().__init__()
         if not source.differentiable or next(source.network.parameters(), None) is None:
@@ -120,7 +124,7 @@ def with_lora(network: nn.Module, rank: int, seed: int) -> nn.Module:
 
 
 def fine_tune(
-    source: Source, inputs: Sequence[Any], y: Any, *, kind: str, outputs: int, features: np.ndarray, rank: int | None = None,
+    source: Source, inputs: Sequence[Any], y: Any, *, kind: Kind, outputs: int, features: np.ndarray, rank: int | None = None,
     epochs: int = 20, learning_rate: float = 3e-5, seed: int = 0,
 ) -> Reprogrammed:  # fmt: skip
     """Full fine-tuning, or LoRA where a `rank` is given, by the one training loop.
@@ -131,14 +135,21 @@ def fine_tune(
     Reference: Kumar et al., "Fine-Tuning can Distort Pretrained Features and Underperform Out-of-Distribution",
     ICLR 2022, arXiv:2202.10054 (linear probing, then fine-tuning).
     """
+    program = Tuned(source, rank=rank, seed=seed)
     start = LinearMap(source.width, outputs, kind=kind, ridge=True)
     start.refit(torch.from_numpy(features), target_tensor(y, kind))
     mapping = LinearMap(source.width, outputs, kind=kind)
     mapping.linear.load_state_dict(start.linear.state_dict())
-    through = Source(
-        Features([source.name]), source.codec, name=f"{source.name}:tuned", takes="features", width=source.width
-    )
-    model = Reprogrammed(Tuned(source, rank=rank, seed=seed), through, mapping)
+    name = f"{source.name}:tuned"
+    through = Source(Features([source.name]), source.codec, name=name, takes="features", width=source.width)
+    model = Reprogrammed(program, through, mapping)
     rates = adam(program=learning_rate, mapping=learning_rate)
     fit(model, {"train": (inputs, y)}, loss=supervised, optimizer=rates, epochs=epochs, seed=seed, progress=False)
     return model
+
+
+def learned(model: Reprogrammed) -> int:
+    """Numbers in program and map. A program may be frozen again after its training, but weights under LoRA never learn."""
+    weights = [p for name, p in model.named_parameters() if not name.startswith("source.")]
+    tuned = isinstance(model.program, Tuned)
+    return sum(p.numel() for p in weights if p.requires_grad or not tuned)

@@ -8,7 +8,7 @@ import time
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -16,6 +16,8 @@ from reprogram.files import atomic_file
 from reprogram.programs import Identity
 from reprogram.sources import Source, load
 from reprogram.train import source_features
+
+Weights = Literal["pretrained", "random"]
 
 
 class FeatureTable:
@@ -35,7 +37,7 @@ class FeatureTable:
         self._rows: dict[str, dict[Any, np.ndarray]] = {}
         self._spent: dict[str, tuple[float, int]] = {}  # seconds and rows of what was computed, by source
 
-    def source(self, source: str | Source, *, weights: str = "pretrained", seed: int = 0) -> Source:
+    def source(self, source: str | Source, *, weights: Weights = "pretrained", seed: int = 0) -> Source:
         """A source by name, loaded once; a `Source` is handed back as it is unless random weights are asked for."""
         if isinstance(source, Source):
             return source.randomised(seed) if weights == "random" else source
@@ -84,7 +86,7 @@ class FeatureTable:
 
     def _read(self, path: Path, source: Source, inputs: Sequence[str]) -> bool:
         try:
-            with np.load(path, allow_pickle=False) as saved:
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as saved:
                 values, (seconds, rows) = saved["features"], saved["seconds"]
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
             return False

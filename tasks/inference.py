@@ -40,7 +40,12 @@ class Predicted:
     def to_dict(self) -> dict[str, Any]:
         """Counts, new columns and refused rows as plain values."""
         rows = {"rows": len(self.frame), "predicted": len(self.frame) - len(self.refused)}
-        return {"out": str(self.path), **rows, "columns": self.columns, "refused": [asdict(row) for row in self.refused]}
+        return {
+            "out": str(self.path),
+            **rows,
+            "columns": self.columns,
+            "refused": [asdict(row) for row in self.refused],
+        }
 
 
 def predict_file(
@@ -68,7 +73,7 @@ def predict_file(
     if table.structures is not None:
         frame[free_name("smiles", frame)] = pd.Series(molecules.inputs, index=molecules.positions)
     new = []
-    for name, column in named_columns(model.mapping.kind, about, values).items():
+    for name, column in named_columns(str(model.mapping.kind), about, values).items():
         new.append(free_name(name, frame))
         frame[new[-1]] = pd.Series(column, index=positions)
     if refused:
@@ -80,7 +85,9 @@ def predict_file(
     return Predicted(out, frame, refused, tuple(new))
 
 
-def answers(model: Reprogrammed, molecules: Molecules, table: Table) -> tuple[list[int], np.ndarray, tuple[Dropped, ...]]:
+def answers(
+    model: Reprogrammed, molecules: Molecules, table: Table
+) -> tuple[list[int], np.ndarray, tuple[Dropped, ...]]:
     """Positions of the rows answered, their predictions, and the rows refused by the reader or by the source."""
     refused = list(molecules.report.dropped)
     pairs = list(zip(molecules.positions, molecules.inputs, strict=True))
@@ -135,13 +142,17 @@ def evaluate_file(
     Raises: DataError for a damaged artefact, a missing column, or labels that are not of the model's kind.
     """
     model = Reprogrammed.from_pretrained(folder)
-    about, kind = model.metadata.get("task", {}), model.mapping.kind
+    about, kind = model.metadata.get("task", {}), str(model.mapping.kind)
     table = read(data)
     column = smiles or about.get("smiles") or "smiles"
-    y = labels_of(table, list(target) or list(about.get("target") or []), kind, list(about.get("classes") or []), column)
+    y = labels_of(
+        table, list(target) or list(about.get("target") or []), kind, list(about.get("classes") or []), column
+    )
     positions, values, refused = answers(model, read_molecules(data, smiles=column), table)
     values = values[:, 0] if kind == "regression" else tidy(kind, values)
-    rows = measured(model.source.name, "reprogrammed", evaluate(kind, y[positions], values, seed=seed), seed=seed)
+    trained = model.metadata.get("training", {})
+    name, group = trained.get("method", model.source.name), trained.get("group", "reprogrammed")
+    rows = measured(name, group, evaluate(kind, y[positions], values, seed=seed), seed=seed)
     facts = {"origin": table.origin, "read": len(table.rows), "kept": len(positions), "dropped": len(refused)}
     return Report(str(about.get("name") or table.origin), kind, str(about.get("units") or ""), tuple(rows), data=facts)
 

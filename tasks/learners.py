@@ -5,13 +5,15 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 
-from reprogram.mapping import GaussianProcess, probabilities
+from reprogram.mapping import GaussianProcess, Kind, probabilities
 from reprogram.readout import folds, stack_weights
 from reprogram.recipes import build_mapping
+from reprogram.sources import Source
 from reprogram.train import target_tensor
 from tasks.features import FeatureTable
 
@@ -26,7 +28,7 @@ class Problem:
     Shapes: y (n,), class indices (n,), or (n, T) with NaN for missing labels; `outputs` is 1, classes, or T.
     """
 
-    kind: str
+    kind: Kind
     outputs: int
     inputs: list[str]
     y: Array
@@ -48,7 +50,7 @@ Single = Callable[[Array, Array, Array, str, int], Array]  # the same for one ta
 class Learner:
     """A fit on the concatenated features of some sources; `bits` turns circular fingerprint counts into presence."""
 
-    sources: tuple[str, ...]
+    sources: tuple[str | Source, ...]
     fit: Fit
     bits: bool = False
 
@@ -127,7 +129,7 @@ def mapped(mapping: str) -> Fit:
     def fit(x: Array, y: Array, x_test: Array, problem: Problem) -> Array:
         features, target = torch.from_numpy(x), target_tensor(y, problem.kind)
         if mapping == "tanimoto":
-            readout = GaussianProcess(x.shape[1], problem.outputs, kind=problem.kind, kernels=("tanimoto",))
+            readout: Any = GaussianProcess(x.shape[1], problem.outputs, kind=problem.kind, kernels=("tanimoto",))
         else:
             readout = build_mapping(mapping, x.shape[1], problem.outputs, problem.kind)
         readout.prepare(features, target)
@@ -156,5 +158,6 @@ def stack(members: Sequence[Learner], table: FeatureTable, problem: Problem) -> 
         for m, member in enumerate(members):
             held_out[m, test.numpy()] = member(table, fold)
     known = ~np.isnan(target)
-    weights = stack_weights(held_out[:, known].T, target[known])
+    # a far tolerance keeps every member, as in the measured peer that this reproduces
+    weights = stack_weights(held_out[:, known].T, target[known], tolerance=1e9)
     return np.tensordot(weights, [member(table, problem) for member in members], axes=1)

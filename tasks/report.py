@@ -73,7 +73,9 @@ class Report:
     @property
     def label(self) -> str:
         """The ranking metric as an axis shows it, with units."""
-        return f"{NAMES[self.metric]} ({self.units})" if self.units and self.kind == "regression" else NAMES[self.metric]
+        return (
+            f"{NAMES[self.metric]} ({self.units})" if self.units and self.kind == "regression" else NAMES[self.metric]
+        )
 
     @classmethod
     def of(cls, comparison: Comparison, **data: Any) -> Report:
@@ -104,13 +106,9 @@ class Report:
 
     def to_dict(self) -> dict[str, Any]:
         """The report as plain values, ready for JSON: NaN becomes None."""
-        return plain(
-            {
-                "schema": SCHEMA, "task": self.task, "kind": self.kind, "metric": self.metric, "units": self.units,
-                "rows": [asdict(row) for row in self.rows], "verdict": self.verdict, "notes": self.notes,
-                "data": self.data, "versions": self.versions, "cores": self.cores,
-            }  # fmt: skip
-        )
+        facts = {"schema": SCHEMA, "task": self.task, "kind": self.kind, "metric": self.metric, "units": self.units}
+        facts |= {"rows": [asdict(row) for row in self.rows], "verdict": self.verdict, "notes": self.notes}
+        return plain(facts | {"data": self.data, "versions": self.versions, "cores": self.cores})
 
     def to_json(self) -> str:
         """The report as standard JSON text."""
@@ -171,7 +169,9 @@ class Report:
             kept = {k: content[k] for k in ("task", "kind", "units", "data", "versions", "cores")}
             return cls(rows=rows, verdict=tuple(content["verdict"]), notes=tuple(content["notes"]), **kept)
         except (OSError, KeyError, TypeError, UnicodeDecodeError, json.JSONDecodeError) as error:
-            raise DataError(f"expected a readable {JSON} in {folder}, got {type(error).__name__}; make it again") from error
+            raise DataError(
+                f"expected a readable {JSON} in {folder}, got {type(error).__name__}; make it again"
+            ) from error
 
 
 def read_facts(task: Task) -> dict[str, Any]:

@@ -22,8 +22,9 @@ from reprogram.errors import DataError
 from reprogram.files import atomic_folder, writable
 from reprogram.model import Reprogrammed
 from reprogram.train import History, predict
-from tasks.baselines import Method, Prediction, compare, methods, selected, tidy
+from tasks.baselines import Group, Method, Prediction, compare, methods, selected, tidy
 from tasks.comparison import Comparison
+from tasks.controls import learned
 from tasks.molecules import load_task
 from tasks.molecules.bundled import TASKS
 from tasks.report import Report
@@ -32,7 +33,7 @@ from tasks.task import Task
 CHECKPOINT, DROPPED = "checkpoint", "dropped.csv"
 COMPARE = ("none", "fast", "all")
 FIGURES = ("parity.png", "history.png", "comparison.png", "learning_curve.png")
-COVERAGE = 0.9  # share of the validation errors that a bar of the parity plot spans
+COVERAGE = 0.68  # share of the validation errors that a bar of the parity plot spans: one standard deviation if normal
 
 
 @dataclass(frozen=True)
@@ -89,9 +90,12 @@ def train_task(
         )  # fmt: skip
         guesses = {part: guess(model, task, part, accelerator) for part in ("validation", "test")}
         own = own_method(model, source, guesses["test"])
-        result = stand_beside(task, own, source, beside, seed, time.perf_counter() - start, progress and accelerator.is_main_process)
+        result = stand_beside(
+            task, own, source, beside, seed, time.perf_counter() - start, progress and accelerator.is_main_process
+        )
         report = Report.of(result, training=training_facts(history))
         if accelerator.is_main_process:
+            settings |= {"method": own.name, "group": own.group}
             model.metadata = facts(task, result[own.name].metrics, settings, columns)
             publish(out, model, report, task, guesses, history=history)
         accelerator.wait_for_everyone()
@@ -127,7 +131,9 @@ def check_place(folder: Path) -> None:
     with writable(folder):
         nearest = next(p for p in (folder, *folder.absolute().parents) if p.exists())
         if not nearest.is_dir():
-            raise DataError(f"expected a folder to write to, got {folder}, but {nearest} is a file; choose another name")
+            raise DataError(
+                f"expected a folder to write to, got {folder}, but {nearest} is a file; choose another name"
+            )
         tempfile.TemporaryDirectory(dir=nearest).cleanup()
 
 
@@ -172,11 +178,12 @@ def guess(model: Reprogrammed, task: Task, part: str, accelerator: Any = None) -
 
 def own_method(model: Reprogrammed, source: str, values: np.ndarray) -> Method:
     """The trained model as a row of a comparison; without a learned program it is a probe, and called so."""
-    trained = sum(weight.numel() for _, weight in model.trainable())
-    learned = any(weight.requires_grad for weight in model.program.parameters())
-    name = "auto" if source == "auto" else "reprogrammed" if learned else f"{source}, no program"
-    group = "reprogrammed" if learned or source == "auto" else "probe"
-    return Method(name, group, lambda task, seed: Prediction(values, trained, model), summary=f"{source}, as trained here")
+    programmed = any(weight.requires_grad for weight in model.program.parameters())
+    name = "auto" if source == "auto" else "reprogrammed" if programmed else f"{source}, no program"
+    group: Group = "reprogrammed" if programmed or source == "auto" else "probe"
+    return Method(
+        name, group, lambda task, seed: Prediction(values, learned(model), model), summary=f"{source}, as trained here"
+    )
 
 
 def stand_beside(
@@ -201,9 +208,16 @@ def facts(
     task: Task, metrics: Mapping[str, Any], settings: Mapping[str, Any], columns: Mapping[str, Any] | None
 ) -> dict[str, Any]:
     """What the artefact remembers: enough for a card, and to name columns and classes of a prediction."""
-    about = {"name": task.name, "kind": task.kind, "metric": task.metric, "units": task.units, "source": task.source}
+    about: dict[str, Any] = {
+        "name": task.name,
+        "kind": task.kind,
+        "metric": task.metric,
+        "units": task.units,
+        "source": task.source,
+    }
     about |= {"license": task.license, "classes": list(task.classes)} | dict(columns or {})
-    about |= {f"{part}_rows": len(rows) for part, rows in task.split.items()}
+    about = about | {f"{part}_rows": len(rows) for part, rows in task.split.items()}
+    about = {key: value for key, value in about.items() if value not in ("", [])}
     known = {name: asdict(e) for name, e in metrics.items() if math.isfinite(e.low)}
     return {"task": about, "metrics": known, "training": dict(settings)}
 
@@ -238,7 +252,7 @@ def figures(
         error = np.abs(task.part("validation")[1] - guesses["validation"])
         reach = float(np.quantile(error, COVERAGE)) if len(error) else 0.0
         y, p = task.part("test")[1], guesses["test"]
-        title = f"{task.name}: test rows, bars span {COVERAGE:.0%} of validation errors"
+        title = f"{task.name}, test rows\nbars: {COVERAGE:.0%} of the validation errors, ±{reach:.2g}"
         drawn["parity.png"] = plot.parity(y, p, low=p - reach, high=p + reach, units=task.units, name=title)
     if history is not None and history.epochs:
         drawn["history.png"] = plot.history(history)

@@ -10,7 +10,16 @@ from tasks.metrics import METRICS, Estimate
 if TYPE_CHECKING:
     from tasks.comparison import Comparison, Row
 
+NAMES = {"rmse": "RMSE", "mae": "MAE", "r2": "R²", "roc_auc": "ROC-AUC", "pr_auc": "PR-AUC", "brier": "Brier score",
+         "accuracy": "accuracy", "log_loss": "log loss"}  # fmt: skip
 DESCRIPTORS = ("forest-morgan", "forest-morgan-descriptors", "ridge-descriptors", "gp-tanimoto")
+
+
+def verdict_word(gain: Estimate) -> str:
+    """ "better" or "worse" where the interval of a gain leaves out zero, else "not distinguishable"."""
+    if gain.low > 0:
+        return "better"
+    return "worse" if gain.high < 0 else "not distinguishable"
 
 
 def sentences(comparison: Comparison) -> list[str]:
@@ -31,10 +40,10 @@ def _leader(comparison: Comparison, ranked: list[Row]) -> str:
     train, test = len(task.split["train"]), len(task.split["test"])
     extreme = "highest" if METRICS[comparison.metric].larger_is_better else "lowest"
     text = (
-        f"On {task.name} with {train} training rows, {first.method} has the {extreme} {_name(comparison)} on {test} test rows: "
+        f"On {task.name} with {train} training rows, {first.method} has the {extreme} {NAMES[comparison.metric]} on {test} test rows: "
         f"{_value(comparison, first)}"
     )
-    ties = [r.method for r in ranked[1:] if _word(_gain(comparison, first, r)) == "not distinguishable"]
+    ties = [r.method for r in ranked[1:] if verdict_word(_gain(comparison, first, r)) == "not distinguishable"]
     if len(ranked) == 1:
         return text + "."
     if not ties:
@@ -51,9 +60,9 @@ def _against_baselines(comparison: Comparison, row: Row) -> list[str]:
     if simple is None:
         return said
     gain = _gain(comparison, row, simple)
-    if _word(gain) == "worse":
+    if verdict_word(gain) == "worse":
         said.append(f"A descriptor baseline, {simple.method}, beats {row.method} here: use the baseline for this task.")
-    elif _word(gain) == "not distinguishable":
+    elif verdict_word(gain) == "not distinguishable":
         said.append(
             f"A descriptor baseline, {simple.method}, does as well as {row.method} as far as these test rows can tell, "
             "and costs less."
@@ -63,56 +72,46 @@ def _against_baselines(comparison: Comparison, row: Row) -> list[str]:
     return said
 
 
+# (method, its control, what it means when the method is better, not distinguishable, worse)
+MEANINGS = (
+    ("auto", "auto-frozen", "the reprogrammed source adds to the stack", "the reprogrammed source is not shown to add anything",
+     "the reprogrammed source makes the stack worse"),
+    ("reprogrammed", "random-weights", "what the source learned in pretraining helps", "pretraining is not shown to help",
+     "pretraining hurts here"),
+    ("reprogrammed", "no-source", "the source helps", "the source is not shown to help", "the source hurts here"),
+    ("reprogrammed", "linear-probe", "reprogramming beats the linear probe",
+     "reprogramming is not shown to beat the linear probe", "the linear probe beats reprogramming"),
+    ("reprogrammed", "gp-probe", "the program itself adds to the same readout",
+     "the program itself is not shown to add anything", "the program makes it worse than the same readout without one"),
+)  # fmt: skip
+
+
 def _against_controls(comparison: Comparison) -> list[str]:
     done = {row.method: row for row in comparison.ranked()}
-    row = done.get("reprogrammed")
-    if row is None:
-        return []
-    meaning = {
-        "random-weights": ("what the source learned in pretraining helps", "pretraining is not shown to help",
-                           "pretraining hurts here"),
-        "no-source": ("the source helps", "the source is not shown to help", "the source hurts here"),
-        "linear-probe": ("reprogramming beats the linear probe", "reprogramming is not shown to beat the linear probe",
-                         "the linear probe beats reprogramming"),
-        "gp-probe": ("the program itself adds to the same readout", "the program itself is not shown to add anything",
-                     "the program makes it worse than the same readout without one"),
-    }  # fmt: skip
     said = []
-    for name, (better, same, worse) in meaning.items():
-        if name in done:
-            gain = _gain(comparison, row, done[name])
-            if math.isnan(gain.value):
-                continue
-            word = {"better": better, "not distinguishable": same, "worse": worse}[_word(gain)]
-            said.append(_compared(comparison, row, done[name], name)[:-1] + f": {word}.")
+    for name, control, better, same, worse in MEANINGS:
+        if name not in done or control not in done:
+            continue
+        gain = _gain(comparison, done[name], done[control])
+        text = _compared(comparison, done[name], done[control], control)
+        meaning = {"better": better, "not distinguishable": same, "worse": worse}[verdict_word(gain)]
+        said.append(text if math.isnan(gain.value) else f"{text[:-1]}: {meaning}.")
     return said
 
 
 def _compared(comparison: Comparison, row: Row, other: Row, called: str) -> str:
     gain = _gain(comparison, row, other)
-    values = f"{_name(comparison)} {row.metrics[comparison.metric].value:.3g} against {other.metrics[comparison.metric].value:.3g}"
+    values = f"{NAMES[comparison.metric]} {row.metrics[comparison.metric].value:.3g} against {other.metrics[comparison.metric].value:.3g}"
     if math.isnan(gain.value):
-        return f"{row.method} cannot be compared with {called}: the test rows have no {_name(comparison)}."
+        return f"{row.method} cannot be compared with {called}: the test rows have no {NAMES[comparison.metric]}."
     interval = f"95 % interval {gain.low:.2g} to {gain.high:.2g}"
-    if _word(gain) == "not distinguishable":
+    if verdict_word(gain) == "not distinguishable":
         return f"{row.method} is not distinguishable from {called} ({values}, gain {gain.value:.2g}, {interval})."
-    return f"{row.method} is {_word(gain)} than {called} ({values}, gain {gain.value:.2g}, {interval})."
+    return f"{row.method} is {verdict_word(gain)} than {called} ({values}, gain {gain.value:.2g}, {interval})."
 
 
 def _gain(comparison: Comparison, first: Row, second: Row) -> Estimate:
     return comparison.difference(first.method, second.method)
-
-
-def _word(gain: Estimate) -> str:
-    from tasks.comparison import verdict_word
-
-    return verdict_word(gain)
-
-
-def _name(comparison: Comparison) -> str:
-    from tasks.comparison import NAMES
-
-    return NAMES[comparison.metric]
 
 
 def _value(comparison: Comparison, row: Row) -> str:

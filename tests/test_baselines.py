@@ -13,11 +13,12 @@ from reprogram.recipes import adapt
 from reprogram.sources import FeatureCodec, load
 from tasks import Task, load_task
 from tasks.baselines import Method, Prediction, compare, methods
-from tasks.comparison import paired_difference, verdict_word
+from tasks.comparison import paired_difference
 from tasks.controls import fine_tune, without_network
 from tasks.features import FeatureTable
 from tasks.learners import Learner, Problem, forest, mapped, mean, ridge, stack
 from tasks.metrics import METRICS
+from tasks.verdict import verdict_word
 
 QUICK = [
     "gp-probe", "linear-probe", "no-source", "forest-morgan", "forest-morgan-descriptors", "ridge-descriptors",
@@ -117,7 +118,9 @@ def test_every_method_of_the_issue_is_there():
     known = methods("minimol")
     assert set(known) >= {*QUICK, "reprogrammed", "auto", "random-weights", "lora", "full-fine-tuning"}
     assert known["lora"].cost == known["full-fine-tuning"].cost == "slow"
-    assert methods("auto")["auto"].cost == "fast" and methods("auto")["reprogrammed"].cost == "slow"
+    assert (
+        known["auto"].cost == "slow" and methods("auto")["auto"].cost == methods("auto")["auto-frozen"].cost == "fast"
+    )
     assert {m.group for m in known.values()} == {"reprogrammed", "probe", "control", "baseline"}
 
 
@@ -282,7 +285,7 @@ def test_fine_tuning_trains_a_copy_and_leaves_the_source(tiny_source, toy, rank)
     )
     np.testing.assert_allclose(predict(start, texts)[:, 0], probe, rtol=1e-4)
     errors = [METRICS["rmse"].function(np.array(y), predict(m, texts)[:, 0]) for m in (start, model)]
-    assert errors[1] < 0.9 * errors[0]
+    assert errors[1] < 0.95 * errors[0]
     again = fine_tune(tiny_source, texts, y, epochs=40, **options)
     np.testing.assert_array_equal(predict(again, texts), predict(model, texts))
 
@@ -309,6 +312,36 @@ def test_reprogrammed_and_control_rows_on_a_token_source(tiny_source, toy):
     said = " ".join(done.verdict())
     for part in ("random-weights", "no-source", "linear-probe", "gp-probe"):
         assert part in said
+
+
+@pytest.mark.parametrize("kind", ["classification", "multilabel"])
+def test_classes_and_labels_through_every_kind_of_method(tiny_source, toy, kind):
+    texts, y = toy
+    targets = (np.array(y) > np.median(y)).astype(float)
+    if kind == "multilabel":
+        targets = np.stack([targets, np.array([float("N" in text) for text in texts])], axis=1)
+        targets[::5, 0] = np.nan
+    rows = np.arange(60)
+    task = Task(
+        name="toy", inputs=texts, targets=targets, kind=kind, metric="roc_auc", classes=("a", "b"),
+        split={"train": rows[:40], "test": rows[40:]},
+    )  # fmt: skip
+    names = ["reprogrammed", "gp-probe", "linear-probe", "random-weights", "no-source", "full-fine-tuning"]
+    members = [Learner((tiny_source,), fit) for fit in (ridge, mapped("gp"), forest)]
+    table = FeatureTable()
+
+    def stacked(task, seed):
+        values = stack(members, table, problem(task))
+        return Prediction(values[:, 1] if kind == "classification" else values)
+
+    own = Method("stacked", "baseline", stacked, sources=(tiny_source,))
+    done = compare(task, source=tiny_source, include=[*names, own], epochs=2, table=table, progress=False)
+    assert [row.error for row in done.rows] == [""] * 7
+    for name, p in done.predictions.items():
+        assert p.shape == ((20,) if kind == "classification" else (20, 2)) and np.all((p >= 0) & (p <= 1)), name
+    known = int((~np.isnan(task.part("test")[1])).sum())
+    assert {row.metrics["roc_auc"].n for row in done.rows} == {known}
+    assert "ROC-AUC" in done.to_markdown() and done.verdict()
 
 
 # features

@@ -1,0 +1,131 @@
+"""A random forest as an output map: grown by scikit-learn, kept and evaluated as plain tensors, so nothing is pickled."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from reprogram.config import configurable
+from reprogram.mapping import Columns, Kind, blocks
+
+BUFFERS = {
+    "feature": torch.int16,
+    "threshold": torch.float32,
+    "left": torch.int16,
+    "right": torch.int16,
+    "value": torch.float32,
+}
+
+
+@configurable
+class ForestMap(nn.Module):
+    r"""Random forest readout: the mean over trees of the value in the leaf a row falls into.
+
+    Values are regressed; classes and labels return log-odds of the mean leaf probability. Rows with a missing label are
+    left out for that label only. `leaves` bounds each tree, so that the stored map stays within a few megabytes.
+
+    Shapes: features (B, S) -> (B, T); one forest per label, or one for all classes. No gradient reaches the features.
+    Reference: Breiman, "Random forests", Machine Learning 2001; settings of the baseline: 200 trees with a third of the
+    features per split for values, 300 trees with their square root for classes.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        outputs: int = 1,
+        *,
+        kind: Kind = "regression",
+        columns: Columns = None,
+        leaves: int = 400,
+        seed: int = 0,
+    ):
+        super().__init__()
+        self.kind, self.outputs, self.leaves, self.seed = kind, outputs, leaves, seed
+        self.columns = blocks(columns, width)
+        for name, dtype in BUFFERS.items():
+            self.register_buffer(name, torch.zeros(0, dtype=dtype))
+        self.register_buffer("scale", torch.ones(outputs))
+
+    def _load_from_state_dict(self, state_dict, prefix, *args):  # as large as the forest that was grown
+        for name in BUFFERS:
+            if prefix + name in state_dict:
+                setattr(self, name, torch.empty_like(state_dict[prefix + name]))
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def select(self, features: Tensor) -> Tensor:
+        return torch.cat([features[:, start:stop] for start, stop in self.columns], dim=1)
+
+    def prepare(self, features: Tensor, y: Tensor) -> None:
+        if self.kind == "regression":
+            self.scale.copy_((y - y.nanmean(0)).square().nanmean(0).sqrt().clamp_min(1e-12))
+
+    @torch.no_grad()
+    def refit(self, features: Tensor, y: Tensor) -> ForestMap:
+        x = self.select(features).cpu().numpy()
+        targets = y[:, None] if self.kind == "classification" else y
+        forests = [self.grow(x, column.cpu().numpy()) for column in targets.T]
+        nodes = max(len(tree["feature"]) for forest in forests for tree in forest)
+        for name, dtype in BUFFERS.items():
+            padded = [
+                [nn.functional.pad(t[name], [0, 0] * (t[name].ndim - 1) + [0, nodes - len(t[name])]) for t in f]
+                for f in forests
+            ]
+            stacked = torch.stack([torch.stack(forest) for forest in padded])
+            setattr(self, name, stacked.to(dtype=dtype, device=features.device))
+        return self
+
+    def grow(self, x, column) -> list[dict[str, Tensor]]:
+        """The trees of one forest as tensors; leaves point at themselves."""
+        from sklearn.ensemble import RandomForestClassifier, RandomForestRegressor
+
+        known = column == column
+        if self.kind == "regression":
+            model = RandomForestRegressor(200, max_features=1 / 3, max_leaf_nodes=self.leaves, random_state=self.seed)
+            model.fit(x[known], column[known])
+        else:
+            model = RandomForestClassifier(300, max_leaf_nodes=self.leaves, random_state=self.seed)
+            model.fit(x[known], column[known].astype(int))
+        classes = [0] if self.kind == "regression" else [int(c) for c in model.classes_]
+        return [self.tensors(estimator.tree_, classes) for estimator in model.estimators_]
+
+    def tensors(self, tree, classes: list[int]) -> dict[str, Tensor]:
+        own = torch.arange(tree.node_count)
+        left, right = torch.from_numpy(tree.children_left.copy()), torch.from_numpy(tree.children_right.copy())
+        value = torch.from_numpy(tree.value[:, 0].copy())
+        if self.kind != "regression":
+            full = torch.zeros(len(own), self.outputs if self.kind == "classification" else 2, dtype=value.dtype)
+            full[:, classes] = value / value.sum(1, keepdim=True)
+            value = full if self.kind == "classification" else full[:, 1:]
+        return {
+            "feature": torch.from_numpy(tree.feature.copy()).clamp_min(0), "threshold": round_down(tree.threshold),
+            "left": torch.where(left < 0, own, left), "right": torch.where(right < 0, own, right), "value": value,
+        }  # fmt: skip
+
+    def forward(self, features: Tensor) -> Tensor:
+        x = self.select(features)
+        means = [self.mean_leaf(x, k) for k in range(len(self.feature))]
+        mean = torch.cat(means, dim=1).to(features.dtype)
+        if self.kind == "regression":
+            return mean
+        mean = mean.clamp(1e-3, 1 - 1e-3)  # a forest that saw no counter-example is not certain
+        return mean.log() if self.kind == "classification" else mean.logit()
+
+    def mean_leaf(self, x: Tensor, k: int) -> Tensor:
+        """All rows walk all trees of forest k together, one level a step, until nobody moves."""
+        feature, threshold = self.feature[k].long(), self.threshold[k]
+        left, right, value = self.left[k].long(), self.right[k].long(), self.value[k]
+        trees = torch.arange(len(feature), device=x.device)[None]
+        node = torch.zeros(len(x), len(feature), dtype=torch.long, device=x.device)
+        while True:
+            goes_left = x.gather(1, feature[trees, node]) <= threshold[trees, node]
+            step = torch.where(goes_left, left[trees, node], right[trees, node])
+            if torch.equal(step, node):
+                return value[trees, node].mean(1)
+            node = step
+
+
+def round_down(threshold) -> Tensor:
+    """Split points as float32 that send every float32 feature the way the float64 ones do."""
+    exact = torch.from_numpy(threshold.copy())
+    single = exact.float()
+    return torch.where(single.double() > exact, torch.nextafter(single, torch.full_like(single, -torch.inf)), single)
