@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +89,7 @@ def adapt_auto(
     return model.eval(), history
 
 
-def default_sources() -> list[Source]:
+def default_sources(load: Callable[[str], Source] = load) -> list[Source]:
     """The molecule sources whose weights are present."""
     present = {info.name for info in catalogue() if info.present}
     return [load(name) for name in SOURCES if name in present]

@@ -12,7 +12,7 @@ def model_card(config: dict[str, Any], size: int) -> str:
     task = config["metadata"].get("task", {})
     source = config["source"]
     data = ModelCardData(
-        library_name="reprogram", license=task.get("license"), tags=["model-reprogramming", task.get("kind", "unknown")]
+        library_name="reprogram", license="other", tags=["model-reprogramming", task.get("kind", "unknown")]
     )
     lines = [
         f"# {task.get('name', 'Reprogrammed model')} by reprogramming `{source['name']}`",

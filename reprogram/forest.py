@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from reprogram.config import configurable
-from reprogram.mapping import Columns, Kind, blocks
+from reprogram.mapping import Columns, Kind, blocks, select
 
 BUFFERS = {
     "feature": torch.int16,
@@ -36,7 +36,7 @@ class ForestMap(nn.Module):
         *,
         kind: Kind = "regression",
         columns: Columns = None,
-        leaves: int = 400,
+        leaves: int = 256,
         seed: int = 0,
     ):
         super().__init__()
@@ -52,16 +52,13 @@ class ForestMap(nn.Module):
                 setattr(self, name, torch.empty_like(state_dict[prefix + name]))
         super()._load_from_state_dict(state_dict, prefix, *args)
 
-    def select(self, features: Tensor) -> Tensor:
-        return torch.cat([features[:, start:stop] for start, stop in self.columns], dim=1)
-
     def prepare(self, features: Tensor, y: Tensor) -> None:
         if self.kind == "regression":
             self.scale.copy_((y - y.nanmean(0)).square().nanmean(0).sqrt().clamp_min(1e-12))
 
     @torch.no_grad()
     def refit(self, features: Tensor, y: Tensor) -> ForestMap:
-        x = self.select(features).cpu().numpy()
+        x = select(features, self.columns).cpu().numpy()
         targets = y[:, None] if self.kind == "classification" else y
         forests = [self.grow(x, column.cpu().numpy()) for column in targets.T]
         nodes = max(len(tree["feature"]) for forest in forests for tree in forest)
@@ -102,7 +99,7 @@ class ForestMap(nn.Module):
         }  # fmt: skip
 
     def forward(self, features: Tensor) -> Tensor:
-        x = self.select(features)
+        x = select(features, self.columns)
         means = [self.mean_leaf(x, k) for k in range(len(self.feature))]
         mean = torch.cat(means, dim=1).to(features.dtype)
         if self.kind == "regression":

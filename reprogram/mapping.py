@@ -76,6 +76,11 @@ def blocks(columns: Columns, width: int) -> tuple[tuple[int, int], ...]:
     return tuple((int(start), int(stop)) for start, stop in columns) if columns else ((0, width),)
 
 
+def select(features: Tensor, columns: tuple[tuple[int, int], ...]) -> Tensor:
+    """The blocks `columns` of features (n, S), side by side."""
+    return torch.cat([features[:, start:stop] for start, stop in columns], dim=1)
+
+
 @configurable
 class LinearMap(nn.Module):
     r"""Trained linear map on standardised features: $f(z) = m + s\,(Wz + b)$ for values, $Wz + b$ for logits.
@@ -101,17 +106,14 @@ class LinearMap(nn.Module):
         self.register_buffer("center", torch.zeros(outputs))
         self.register_buffer("scale", torch.ones(outputs))
 
-    def select(self, features: Tensor) -> Tensor:
-        return torch.cat([features[:, start:stop] for start, stop in self.columns], dim=1)
-
     def prepare(self, features: Tensor, y: Tensor) -> None:
-        self.scaler.fit(self.select(features))
+        self.scaler.fit(select(features, self.columns))
         if self.kind == "regression":
             self.center.copy_(y.nanmean(0))
             self.scale.copy_((y - self.center).square().nanmean(0).sqrt().clamp_min(1e-12))
 
     def forward(self, features: Tensor) -> Tensor:
-        return self.center + self.scale * self.linear(self.scaler(self.select(features)))
+        return self.center + self.scale * self.linear(self.scaler(select(features, self.columns)))
 
     @torch.no_grad()
     def refit(self, features: Tensor, y: Tensor) -> LinearMap:
@@ -121,7 +123,7 @@ class LinearMap(nn.Module):
 
         self.prepare(features, y)
         weight, bias = solve_linear(
-            self.kind, self.outputs, self.scaler(self.select(features)), y, self.center, self.scale
+            self.kind, self.outputs, self.scaler(select(features, self.columns)), y, self.center, self.scale
         )
         self.linear.weight.copy_(weight)
         self.linear.bias.copy_(bias)
@@ -151,13 +153,17 @@ class GaussianProcess(nn.Module):
         kind: Kind = "regression",
         kernels: tuple[str, ...] = ("linear", "matern"),
         columns: Columns = None,
-        landmarks: int = 800,
+        landmarks: int = 400,
         tune: bool = True,
     ):
         super().__init__()
         self.kind, self.outputs, self.kernels, self.landmarks = kind, outputs, tuple(kernels), landmarks
         self.tune = tune
         self.columns = blocks(columns, width)
+        self.raw = self.kernels == ("tanimoto",)  # counts are compared as they are
+        if "tanimoto" in self.kernels and not self.raw:
+            raise ValueError(f"expected the tanimoto kernel alone, got {self.kernels}; stack two maps instead")
+        width = sum(stop - start for start, stop in self.columns)
         terms = len(self.columns) * len(self.kernels)
         self.log_amplitude = nn.Parameter(torch.full((terms,), -1.0))
         self.log_length = nn.Parameter(torch.zeros(terms))
@@ -165,7 +171,8 @@ class GaussianProcess(nn.Module):
         self.scaler = Scaler(width)
         for name in ("center", "scale", "slope", "offset"):
             self.register_buffer(name, torch.zeros(outputs) if name in ("center", "offset") else torch.ones(outputs))
-        self.register_buffer("support", torch.zeros(0, width))  # rows the prediction is a kernel expansion over
+        # the rows that a prediction is a kernel expansion over, small enough to travel: rounded before they are fitted
+        self.register_buffer("support", torch.zeros(0, width, dtype=torch.uint8 if self.raw else torch.float16))
         self.register_buffer("dual", torch.zeros(0, outputs, dtype=torch.float64))
 
     # saved artefacts hold as many support rows as were fitted: take the shape that comes
@@ -175,15 +182,21 @@ class GaussianProcess(nn.Module):
                 setattr(self, name, torch.empty_like(state_dict[prefix + name]))
         super()._load_from_state_dict(state_dict, prefix, *args)
 
+    def select(self, features: Tensor) -> Tensor:
+        """The map's own columns, standardised (n, D), float64."""
+        own = select(features, self.columns)
+        return own.double() if self.raw else self.scaler(own).double()
+
     def kernel(self, a: Tensor, b: Tensor) -> Tensor:
-        """Sum kernel between raw features (n, S) and (m, S) -> (n, m), float64."""
-        total = 0.0
-        names = [(block, name) for block in self.columns for name in self.kernels]
-        standard = self.scaler(a).double(), self.scaler(b).double()
-        for i, ((start, stop), name) in enumerate(names):
-            left, right = (a.double(), b.double()) if name == "tanimoto" else standard
-            value = KERNELS[name](left[:, start:stop], right[:, start:stop], self.log_length[i].double().exp())
-            total = total + self.log_amplitude[i].double().exp() * value
+        """Sum kernel between selected features (n, D) and (m, D) -> (n, m), float64."""
+        total, start = 0.0, 0
+        amplitude, length = self.log_amplitude.double().exp(), self.log_length.double().exp()
+        for block, (first, last) in enumerate(self.columns):
+            stop = start + last - first
+            for k, name in enumerate(self.kernels):
+                term = block * len(self.kernels) + k
+                total = total + amplitude[term] * KERNELS[name](a[:, start:stop], b[:, start:stop], length[term])
+            start = stop
         return total
 
     @property
@@ -199,7 +212,7 @@ class GaussianProcess(nn.Module):
         return (y.double() - self.center) / self.scale
 
     def prepare(self, features: Tensor, y: Tensor) -> None:
-        self.scaler.fit(features)
+        self.scaler.fit(select(features, self.columns))
         self.center.zero_()
         self.scale.fill_(1.0)
         raw = self.targets(y)
@@ -212,11 +225,12 @@ class GaussianProcess(nn.Module):
 
         prior = (self.log_amplitude + 1).square().sum() / 18 + self.log_length.square().sum() / 2
         prior = prior + (self.log_noise + 2).square() / 8
-        covariance = self.kernel(features, features)
+        inputs = self.select(features)
+        covariance = self.kernel(inputs, inputs)
         return (negative_log_evidence(covariance, self.noise, self.targets(y)) + prior) / len(features)
 
     def forward(self, features: Tensor) -> Tensor:
-        latent = (self.kernel(features, self.support) @ self.dual).to(features.dtype)
+        latent = (self.kernel(self.select(features), self.support.double()) @ self.dual).to(features.dtype)
         if self.kind == "regression":
             return self.center + self.scale * latent
         return self.slope * (self.center + self.scale * latent) + self.offset
@@ -229,11 +243,11 @@ class GaussianProcess(nn.Module):
             few = spread_rows(len(features), TUNING_ROWS)
             tune_hyperparameters(self, features[few], y[few])
         rows = spread_rows(len(features), self.landmarks)
-        self.support = features[rows].detach().clone()
-        targets = self.targets(y)
-        self.dual, self.left_out = condition(self.kernel, features, rows, self.noise, targets)
+        inputs = self.select(features).to(self.support.dtype)
+        self.support = inputs[rows].clone()
+        self.dual, left_out = condition(self.kernel, inputs.double(), rows, self.noise, self.targets(y))
         if self.kind != "regression":
-            scores = self.center + self.scale * self.left_out
+            scores = self.center + self.scale * left_out
             self.slope.copy_(torch.ones_like(self.slope)), self.offset.zero_()
             slope, offset = calibrate(self.kind, scores, y)
             self.slope.copy_(slope)

@@ -81,7 +81,7 @@ def recipe(model: Reprogrammed, epochs: int | None) -> dict[str, Any]:
     if isinstance(model.mapping, LinearMap) and not model.mapping.ridge:
         return {
             "loss": supervised,
-            "optimizer": adam(program=3e-3, mapping=1e-2),
+            "optimizer": adam(program=3e-3, mapping=3e-3),
             "epochs": 40 if epochs is None else epochs,
         }
     if not learns:

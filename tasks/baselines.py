@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from reprogram.auto import adapt_auto
+from reprogram.auto import adapt_auto, default_sources
 from reprogram.errors import DataError
 from reprogram.model import Reprogrammed
 from reprogram.recipes import adapt
@@ -149,7 +149,12 @@ class Kit:
         return lambda p: adapt(make(self.source, seed=p.seed), p.inputs, p.y, progress=False, **self.given(p))[0]
 
     def pick(self, reprogrammed: bool) -> Train:
-        return lambda p: adapt_auto(p.inputs, p.y, reprogrammed=reprogrammed, progress=False, **self.given(p))[0]
+        def train(p: Problem) -> Reprogrammed:
+            sources = default_sources(self.table.source)
+            options = self.given(p) | {"sources": sources, "reprogrammed": reprogrammed, "progress": False}
+            return adapt_auto(p.inputs, p.y, **options)[0]
+
+        return train
 
     def tune(self, rank: int | None, rate: float) -> Train:
         """Fine-tune the source, started from the linear probe on its features."""

@@ -14,10 +14,28 @@ import numpy as np
 
 from reprogram.files import atomic_file
 from reprogram.programs import Identity
-from reprogram.sources import Source, load
+from reprogram.sources import Codec, Record, Source, load
 from reprogram.train import source_features
 
 Weights = Literal["pretrained", "random"]
+
+
+class Remembered:
+    """A codec that encodes each input once: descriptors and graphs cost more than many a network."""
+
+    def __init__(self, codec: Codec, known: dict[Any, Record]):
+        self._codec, self._known = codec, known
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):  # not there yet while a copy is being made
+            raise AttributeError(name)
+        return getattr(self._codec, name)
+
+    def encode(self, inputs: Sequence[Any]) -> list[Record]:
+        """Records of the inputs in their order; only those not seen before are encoded."""
+        missing = [text for text in dict.fromkeys(inputs) if text not in self._known]
+        self._known.update(zip(missing, self._codec.encode(missing) if missing else [], strict=True))
+        return [self._known[text] for text in inputs]
 
 
 class FeatureTable:
@@ -34,6 +52,7 @@ class FeatureTable:
     def __init__(self, folder: str | Path | None = None):
         self.folder = None if folder is None else Path(folder)
         self._sources: dict[str, Source] = {}
+        self._encoded: dict[str, dict[Any, Record]] = {}  # records by source name: random weights read the same ones
         self._rows: dict[str, dict[Any, np.ndarray]] = {}
         self._spent: dict[str, tuple[float, int]] = {}  # seconds and rows of what was computed, by source
 
@@ -43,7 +62,9 @@ class FeatureTable:
             return source.randomised(seed) if weights == "random" else source
         name = f"{source}:random{seed}" if weights == "random" else source
         if name not in self._sources:
-            self._sources[name] = load(source, weights=weights, seed=seed)
+            loaded = load(source, weights=weights, seed=seed)
+            loaded.codec = Remembered(loaded.codec, self._encoded.setdefault(source, {}))
+            self._sources[name] = loaded
         return self._sources[name]
 
     def prepare(self, source: str | Source, inputs: Sequence[str], needed: Sequence[str] | None = None) -> None:

@@ -341,7 +341,7 @@ def test_unwritable_and_full_disk_leave_nothing(tiny_source, toy, tmp_path, monk
     model = compose(tiny_source, "free", "linear")
     blocker = tmp_path / "file"
     blocker.write_text("x")
-    with pytest.raises(rp.DataError, match="writable|folder"):
+    with pytest.raises(rp.DataError, match=r"writable|folder"):
         model.save_pretrained(blocker / "inside")
     monkeypatch.setattr(Path, "write_bytes", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
     with pytest.raises(rp.DataError, match="No space"):

@@ -1,0 +1,98 @@
+"""Tables of the property benchmark: means with intervals over seeds, paired win counts, mean ranks."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from scipy.stats import bootstrap
+
+METRIC = {"regression": "rmse", "classification": "roc_auc"}
+CELL = ["task", "split", "size", "seed", "source"]
+PAIRS = (
+    ("reprogrammed", "linear-probe"), ("reprogrammed", "gp-probe"), ("reprogrammed", "random-weights"),
+    ("reprogrammed", "no-source"), ("auto", "auto-frozen"), ("auto", "stack"), ("auto", "mean"),
+    ("auto", "ridge-minimol-descriptors"), ("auto", "ridge-descriptors"), ("auto", "forest-morgan-descriptors"),
+)  # fmt: skip
+
+
+def frame(rows: list[dict]) -> pd.DataFrame:
+    """One line per method and cell with `loss`: RMSE, or one minus ROC-AUC, so that less is better everywhere."""
+    kept = [r for r in rows if METRIC[r["kind"]] in r]
+    table = pd.DataFrame(
+        [{k: r[k] for k in (*CELL, "kind", "method", "seconds")} | {"value": r[METRIC[r["kind"]]][0]} for r in kept]
+    )
+    table["loss"] = np.where(table.kind == "classification", 1 - table.value, table.value)
+    return table
+
+
+def interval(values: np.ndarray) -> tuple[float, float]:
+    """95 % bootstrap interval of the mean over cells; the value itself for a single one."""
+    if len(values) < 2 or np.ptp(values) == 0:
+        return float(values[0]), float(values[0])
+    found = bootstrap((values,), np.mean, n_resamples=2000, rng=0, method="percentile").confidence_interval
+    return float(found.low), float(found.high)
+
+
+def wins(table: pd.DataFrame) -> str:
+    """Paired comparisons: share of cells won, and the geometric mean of the loss ratio with its interval."""
+    wide = table.pivot_table(index=CELL, columns="method", values="loss")
+    lines = [
+        "| A | B | source | cells | A wins | loss of A / loss of B (95 % interval over cells) |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for source, part in wide.groupby(level="source"):
+        for a, b in PAIRS:
+            if a not in part or b not in part:
+                continue
+            pair = part[[a, b]].dropna()
+            if pair.empty:
+                continue
+            ratio = np.log((pair[a] / pair[b]).to_numpy())
+            low, high = np.exp(interval(ratio))
+            share = (ratio < 0).mean()
+            lines.append(
+                f"| {a} | {b} | {source} | {len(pair)} | {share:.0%} | {np.exp(ratio.mean()):.3f} ({low:.3f} to {high:.3f}) |"
+            )
+    return "\n".join(lines)
+
+
+def means(table: pd.DataFrame) -> str:
+    """Mean metric over seeds with its interval, a row per method and a column per task, split and size."""
+    cells = list(dict.fromkeys(zip(table.task, table.split, table["size"], strict=True)))
+    order = {"50": 0, "100": 1, "200": 2, "full": 3}
+    cells = sorted(cells, key=lambda c: (c[0], c[1], order.get(c[2], 9)))
+    lines = [
+        "| source | method | " + " | ".join(f"{t} {s} {n}" for t, s, n in cells) + " |",
+        "| --- | --- |" + " --- |" * len(cells),
+    ]
+    for (source, method), part in table.groupby(["source", "method"], sort=False):
+        texts = []
+        for task, split, size in cells:
+            values = part[(part.task == task) & (part.split == split) & (part["size"] == size)].value.to_numpy()
+            if not len(values):
+                texts.append("")
+                continue
+            low, high = interval(values)
+            texts.append(f"{values.mean():.2f} ({low:.2f} to {high:.2f}; {len(values)})" if high < 1e3 else "")
+        lines.append(f"| {source} | {method} | " + " | ".join(texts) + " |")
+    return "\n".join(lines)
+
+
+def ranks(table: pd.DataFrame) -> str:
+    """Mean rank over the cells with 50 to 200 training rows that every method has, and the median seconds."""
+    part = table[table["size"].isin(["50", "100", "200"])]
+    lines = ["| source | method | mean rank | cells | median seconds |", "| --- | --- | --- | --- | --- |"]
+    for source, some in part.groupby("source"):
+        wide = some.pivot_table(index=CELL, columns="method", values="loss").dropna()
+        rank = wide.rank(axis=1).mean().sort_values()
+        spent = some.groupby("method").seconds.median()
+        lines += [f"| {source} | {m} | {r:.2f} | {len(wide)} | {spent[m]:.1f} |" for m, r in rank.items()]
+    return "\n".join(lines)
+
+
+def summarise(rows: list[dict]) -> str:
+    """All tables as Markdown."""
+    table = frame(rows)
+    parts = (("Mean rank at 50 to 200 labels", ranks(table)), ("Paired over cells", wins(table)))
+    parts += (("RMSE (regression) or ROC-AUC (b3db): mean, 95 % interval over seeds; number of seeds", means(table)),)
+    return "\n\n".join(f"### {title}\n\n{text}" for title, text in parts) + "\n"
