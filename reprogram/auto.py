@@ -1,4 +1,4 @@
-"""`source="auto"`: frozen sources, a reprogrammed one and a stacked readout, weighed on training folds only."""
+"""The default recipe: a programmed source beside untouched ones, their readouts weighed on training folds only."""
 
 from __future__ import annotations
 
@@ -13,14 +13,15 @@ from reprogram.errors import DataError
 from reprogram.forest import ForestMap
 from reprogram.mapping import GaussianProcess, LinearMap, Stack, probabilities
 from reprogram.model import Reprogrammed
-from reprogram.programs import GraphDelta, Identity
+from reprogram.programs import Identity
 from reprogram.readout import folds
 from reprogram.side_by_side import Parallel, SideBySide
 from reprogram.sources import Source, catalogue, load
 from reprogram.train import History, adam, column, evidence, features_of, fit, target_tensor
 
 SOURCES = ("minimol", "descriptors", "morgan", "chemnet")
-FOLDS, STEPS, FULL_BATCH = 3, 20, 256
+STEPS, FULL_BATCH = 20, 256
+SMALL, FOLDS_SMALL, FOLDS = 100, 3, 2  # few rows cannot spare half of them; many rows make each fold expensive
 
 
 def adapt_auto(
@@ -28,62 +29,57 @@ def adapt_auto(
     y: Any,
     *,
     kind: str,
+    sources: Sequence[Source] | None = None,
     outputs: int | None = None,
+    groups: Sequence[Any] | None = None,
+    reprogrammed: bool = True,
     epochs: int | None = None,
     seed: int = 0,
     progress: bool = True,
     accelerator: Any = None,
     checkpoint_dir: Any = None,
-    sources: Sequence[Source] | None = None,
-    reprogrammed: bool = True,
 ) -> tuple[Reprogrammed, History]:
-    r"""Stack closed-form readouts of several frozen sources and of a reprogrammed graph source.
+    r"""Stack closed-form readouts of frozen sources and of a reprogrammed one.
 
-    A program for the graph source is trained by the evidence of a Gaussian process on its features beside the
-    descriptors. It is trained again inside each of three folds, so the out-of-fold predictions that weigh the members
-    never saw the rows they are judged on; no validation or test row is touched.
+    The first source that can be programmed gets a program, trained by the evidence of a Gaussian process on its features
+    beside the descriptors, where those are among the sources. It is trained again inside each fold, so the out-of-fold
+    predictions that weigh the readouts never saw the rows they are judged on; no validation or test row is touched.
 
     Args as in `adapt`; `sources` replaces the default ones and `reprogrammed=False` leaves the program out (the control
     that shows what reprogramming adds). Raises DataError when fewer than ten labelled rows are given.
     """
-    from reprogram.recipes import count_outputs
-
     sources = list(sources) if sources is not None else default_sources()
-    outputs = outputs or count_outputs(kind, y)
-    y = column(target_tensor(y, kind), kind)
+    inputs, y = list(inputs), column(target_tensor(y, kind), kind)
     if len(y) < 10:
-        raise DataError(f"expected at least 10 labelled rows for source 'auto', got {len(y)}; name one source instead")
-    graph = next((s for s in sources if s.takes == "graph" and s.differentiable), None) if reprogrammed else None
-    plan = Plan(sources, graph, kind, outputs)
+        raise DataError(
+            f"expected at least 10 labelled rows to weigh readouts on folds, got {len(y)}; add rows or set a mapping"
+        )
+    plan = Plan(sources, kind, outputs or count_outputs(kind, y), reprogrammed)
     options = {"epochs": epochs, "seed": seed, "progress": progress, "accelerator": accelerator}
-    inputs = list(inputs)
-    frozen = plan.assemble(None, plan.members(frozen_only=True))
+    frozen = plan.assemble(None)
     records = frozen.encode(inputs)
     fixed = features_of(frozen, records, accelerator).float()
 
-    def features_with(rows: Sequence[int], name: str) -> tuple[Tensor, nn.Module | None, History]:
-        """Features of every row under a program trained on `rows` only."""
-        if graph is None:
+    def trained(rows: Sequence[int], name: str) -> tuple[Tensor, nn.Module | None, History]:
+        """Features of every row with a program trained on `rows` only."""
+        if plan.target is None:
             return fixed, None, History()
-        part = [inputs[i] for i in rows], y[list(rows)]
         folder = None if checkpoint_dir is None else Path(checkpoint_dir) / name
+        part = [inputs[i] for i in rows], y[list(rows)].cpu().numpy()
         program, history = train_program(plan, *part, checkpoint_dir=folder, **options)
-        branch = Reprogrammed(program, graph, LinearMap(graph.width))
-        return (
-            torch.cat([fixed, features_of(branch, [r[plan.key(graph)] for r in records], accelerator)], 1),
-            program,
-            history,
-        )
+        branch = Reprogrammed(program, plan.target, LinearMap(plan.target.width))
+        return torch.cat([fixed, features_of(branch, branch.encode(inputs), accelerator).float()], 1), program, history
 
-    held_out = torch.zeros(len(plan.members()), len(y), outputs, device=fixed.device)
-    for number, (train, test) in enumerate(folds(kind, y, FOLDS, seed)):
-        features, _, _ = features_with(train.tolist(), f"fold{number}")
-        for m, member in enumerate(plan.members()):
-            member.to(features.device).prepare(features[train], y[train])
-            member.refit(features[train], y[train])
-            held_out[m, test] = probabilities(kind, member(features[test])).detach()
-    features, program, history = features_with(range(len(y)), "all")
-    model = plan.assemble(program, plan.members()).to(features.device)
+    held_out = torch.zeros(len(plan.readouts()), len(y), plan.outputs, device=fixed.device)
+    count = FOLDS_SMALL if len(y) <= SMALL else FOLDS
+    for number, (train, test) in enumerate(folds(kind, y, count, seed, groups)):
+        features, _, _ = trained(train.tolist(), f"fold{number}")
+        for m, readout in enumerate(plan.readouts()):
+            readout.to(features.device).prepare(features[train], y[train])
+            readout.refit(features[train], y[train])
+            held_out[m, test] = probabilities(kind, readout(features[test])).detach()
+    features, program, history = trained(range(len(y)), "all")
+    model = plan.assemble(program).to(features.device)
     model.mapping.fit_members(features, y)
     model.mapping.set_weights(held_out, y)
     return model.eval(), history
@@ -96,64 +92,76 @@ def default_sources(load: Callable[[str], Source] = load) -> list[Source]:
 
 
 def train_program(
-    plan: Plan, inputs: Sequence[Any], y: Tensor, *, epochs: int | None, checkpoint_dir: Any, **options: Any
+    plan: Plan, inputs: Sequence[Any], y: Any, *, epochs: int | None, seed: int, **options: Any
 ) -> tuple[nn.Module, History]:
-    """A graph program by evidence, the graph source standing beside the descriptors when they are there."""
-    beside = [s for s in plan.sources if s.name == "descriptors"]
-    pair = SideBySide([plan.graph, *beside])
-    program = GraphDelta()
+    """The target's program by evidence, its source standing beside the descriptors when they are there."""
+    from reprogram.recipes import build_program
+
+    beside = [source for source in plan.sources if source.name == "descriptors"]
+    pair = SideBySide([plan.target, *beside])
+    program = build_program("auto", plan.target, inputs, seed)
     mapping = GaussianProcess(pair.width, plan.outputs, kind=plan.kind, columns=pair.columns)
     model = Reprogrammed(Parallel([program, *(Identity() for _ in beside)]), pair, mapping)
-    steps = -(-len(inputs) // FULL_BATCH)
-    history = fit(
-        model, {"train": (inputs, y.cpu().numpy())}, loss=evidence, optimizer=adam(program=1e-3, mapping=2e-2),
-        epochs=max(1, STEPS // steps) if epochs is None else epochs, batch_size=FULL_BATCH, checkpoint_dir=checkpoint_dir,
-        **options,
-    )  # fmt: skip
+    history = fit(model, {"train": (inputs, y)}, **by_evidence(len(inputs), epochs), seed=seed, **options)
     return program.requires_grad_(False), history
+
+
+def by_evidence(rows: int, epochs: int | None) -> dict[str, Any]:
+    """Options of `fit` for a program trained by the evidence, on batches as large as possible; about STEPS updates."""
+    passes = max(2, round(STEPS / -(-rows // FULL_BATCH))) if epochs is None else epochs
+    return {"loss": evidence, "optimizer": adam(program=4e-3, mapping=2e-2), "batch_size": FULL_BATCH, "epochs": passes}
+
+
+def count_outputs(kind: str, y: Any) -> int:
+    """Targets in `y`, or classes."""
+    y = torch.as_tensor(y)
+    if kind == "classification":
+        return max(2, int(y.max()) + 1)
+    return 1 if y.ndim == 1 else y.shape[1]
 
 
 class Plan:
     """Which sources stand side by side and which readouts are stacked over them."""
 
-    def __init__(self, sources: list[Source], graph: Source | None, kind: str, outputs: int):
-        self.sources, self.graph, self.kind, self.outputs = sources, graph, kind, outputs
-        self.all = [*sources, *([graph] if graph is not None else [])]  # the reprogrammed branch comes last
-        self.width = sum(source.width for source in self.all)
+    def __init__(self, sources: list[Source], kind: str, outputs: int, reprogrammed: bool):
+        from reprogram.recipes import programmable
+
+        self.sources, self.kind, self.outputs = sources, kind, outputs
+        self.target = next((s for s in sources if programmable(s)), None) if reprogrammed else None
+        self.all = [*sources, *([self.target] if self.target is not None else [])]  # the programmed branch comes last
         self.columns = SideBySide(self.all).columns
+        self.width = self.columns[-1][1]
 
-    def key(self, source: Source) -> str:
-        return str(self.sources.index(source))
+    def assemble(self, program: nn.Module | None) -> Reprogrammed:
+        """The stacked model: frozen sources, and the programmed branch when there is a program."""
+        programs = [*(Identity() for _ in self.sources), *([program] if program is not None else [])]
+        return Reprogrammed(Parallel(programs), SideBySide(self.all[: len(programs)]), Stack(self.readouts()))
 
-    def assemble(self, program: nn.Module | None, members: list[nn.Module]) -> Reprogrammed:
-        """The stacked model over the frozen sources, with the reprogrammed branch when there is a program."""
-        sources = self.all if program is not None else self.sources
-        programs = [Identity() for _ in self.sources] + ([program] if program is not None else [])
-        return Reprogrammed(Parallel(programs), SideBySide(sources), Stack(members))
-
-    def members(self, *, frozen_only: bool = False) -> list[nn.Module]:
-        """Fresh readouts: every useful grouping of sources, each frozen grouping once more with the reprogrammed one."""
+    def readouts(self) -> list[nn.Module]:
+        """Fresh readouts: ridge and process on the strong sources, processes on wider groupings, a forest; and both again
+        with the programmed branch in the place of its source."""
         at = {source.name: block for source, block in zip(self.sources, self.columns, strict=False)}
-        dense = [at[name] for name in at if name != "morgan"]
+        dense = [at[name] for name in at if name != "morgan"] or list(at.values())
         strong = [at[name] for name in ("minimol", "descriptors") if name in at] or dense[:1]
-        readouts = [self.ridge(strong), self.gp(strong, "linear", "matern")]
-        if "descriptors" in at and len(strong) > 1:
-            readouts.append(self.gp([at["descriptors"]], "linear", "matern"))
-        if len(dense) > len(strong):
-            readouts.append(self.gp(dense, "matern"))
-        if "morgan" in at:
-            readouts.append(self.gp([at["morgan"]], "tanimoto"))
+        found = [self.ridge(strong), self.gp(strong, "linear", "matern")]
         if "descriptors" in at:
-            columns = [at[name] for name in ("descriptors", "morgan") if name in at]
-            readouts.append(ForestMap(self.width, self.outputs, kind=self.kind, columns=tuple(columns)))
-        if self.graph is not None and not frozen_only:
-            changed = self.columns[-1]
-            beside = [at["descriptors"]] if "descriptors" in at else []
-            readouts += [self.ridge([changed, *beside]), self.gp([changed, *beside], "linear", "matern")]
-        return readouts
+            found.append(self.forest([at[name] for name in ("descriptors", "morgan") if name in at]))
+        if "descriptors" in at and len(strong) > 1:
+            found.append(self.gp([at["descriptors"]], "linear", "matern"))
+        if len(dense) > len(strong):
+            found.append(self.gp(dense, "matern"))
+        if "morgan" in at:
+            found.append(self.gp([at["morgan"]], "tanimoto"))
+        if self.target is not None:
+            changed = [self.columns[-1], *([at["descriptors"]] if "descriptors" in at else [])]
+            found += [self.ridge(changed), self.gp(changed, "linear", "matern")]
+        return found
 
     def gp(self, columns: list[tuple[int, int]], *kernels: str) -> GaussianProcess:
         return GaussianProcess(self.width, self.outputs, kind=self.kind, columns=tuple(columns), kernels=kernels)
 
     def ridge(self, columns: list[tuple[int, int]]) -> LinearMap:
         return LinearMap(self.width, self.outputs, kind=self.kind, ridge=True, columns=tuple(columns))
+
+    def forest(self, columns: list[tuple[int, int]]) -> ForestMap:
+        return ForestMap(self.width, self.outputs, kind=self.kind, columns=tuple(columns))

@@ -262,12 +262,15 @@ class Stack(nn.Module):
     Each member is a closed-form map over some columns of the concatenated features, so a member is a source, or several,
     with its own readout. For classes and labels probabilities are averaged and returned as logits.
 
-    Shapes: features (B, S) -> (B, T).
+    `weigh=False` keeps equal weights. Shapes: features (B, S) -> (B, T).
     Reference: Breiman, "Stacked regressions", Machine Learning 1996. Differs: weights shrunk half-way to equal ones.
     """
 
-    def __init__(self, members: list[nn.Module], *, folds: int = 5, shrink: float = 0.5, seed: int = 0):
+    def __init__(
+        self, members: list[nn.Module], *, weigh: bool = True, folds: int = 5, shrink: float = 0.5, seed: int = 0
+    ):
         super().__init__()
+        self.weigh = weigh
         self.members = nn.ModuleList(members)
         self.kind, self.outputs = members[0].kind, members[0].outputs
         self.folds, self.shrink, self.seed = folds, shrink, seed
@@ -294,10 +297,17 @@ class Stack(nn.Module):
 
     @torch.no_grad()
     def refit(self, features: Tensor, y: Tensor) -> Stack:
-        held_out = self.out_of_fold(features, y)
+        held_out = self.out_of_fold(features, y) if self.weigh else None
         self.fit_members(features, y)
-        self.set_weights(held_out, y)
+        if held_out is not None:
+            self.set_weights(held_out, y)
         return self
+
+    def evidence(self, features: Tensor, y: Tensor) -> Tensor:
+        """Mean evidence loss of the members that have one: each program is trained by the member that reads it."""
+        return torch.stack(
+            [member.evidence(features, y) for member in self.members if hasattr(member, "evidence")]
+        ).mean()
 
     @torch.no_grad()
     def fit_members(self, features: Tensor, y: Tensor) -> None:

