@@ -76,7 +76,7 @@ def names(chosen: list[str], source: str) -> list[str]:
     if chosen != ["default"]:
         return chosen
     if source in TOKEN_SOURCES:
-        return ["reprogrammed", "gp-probe", "linear-probe", "random-weights", "no-source"]
+        return ["reprogrammed", "no-program", "linear-probe", "random-weights", "no-source"]
     return [*(m.name for m in selected(known, "fast")), "auto", "auto-frozen"]
 
 

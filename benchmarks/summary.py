@@ -9,7 +9,7 @@ from scipy.stats import bootstrap
 METRIC = {"regression": "rmse", "classification": "roc_auc"}
 CELL = ["task", "split", "size", "seed", "source"]
 PAIRS = (
-    ("reprogrammed", "linear-probe"), ("reprogrammed", "gp-probe"), ("reprogrammed", "random-weights"),
+    ("reprogrammed", "linear-probe"), ("reprogrammed", "no-program"), ("reprogrammed", "random-weights"),
     ("reprogrammed", "no-source"), ("auto", "auto-frozen"), ("auto", "stack"), ("auto", "mean"),
     ("auto", "ridge-minimol-descriptors"), ("auto", "ridge-descriptors"), ("auto", "forest-morgan-descriptors"),
 )  # fmt: skip

@@ -74,14 +74,14 @@ def methods(
     """
     auto, frozen = source == "auto", "minimol" if source == "auto" else source
     kit = Kit(FeatureTable() if table is None else table, frozen, epochs)
-    name, probe = kit.label, lambda mapping: [Learner((frozen,), mapped(mapping))]
+    name = kit.label
     picked: Any = "fast" if auto else "slow"
     entries = [
         kit.trained("auto", "reprogrammed", kit.pick(True), "several sources, one reprogrammed, stacked readout", picked),
         kit.trained("auto-frozen", "control", kit.pick(False), "the same stack without the reprogrammed source", picked),
         kit.trained("reprogrammed", "reprogrammed", kit.adapt(kit.table.source), f"{name}, reprogrammed"),
-        kit.fixed("gp-probe", "probe", probe("gp"), f"{name} frozen, same readout, no program"),
-        kit.fixed("linear-probe", "probe", probe("ridge"), f"{name} frozen, ridge"),
+        kit.trained("no-program", "control", kit.untouched, f"{name} frozen, the same readouts, no program"),
+        kit.fixed("linear-probe", "probe", [Learner((frozen,), mapped("ridge"))], f"{name} frozen, ridge"),
         kit.trained("random-weights", "control", kit.adapt(kit.random), f"{name} with random weights, reprogrammed"),
         kit.trained("no-source", "control", kit.adapt(kit.bare), f"program and readout of {name} without its network"),
         kit.fixed("forest-morgan", "baseline", [Learner(("morgan",), forest, bits=True)], "Morgan bits, random forest"),
@@ -146,15 +146,21 @@ class Kit:
 
     def adapt(self, make: Callable[..., Source]) -> Train:
         """Reprogram `make(source, seed=seed)` by the default recipe."""
-        return lambda p: adapt(make(self.source, seed=p.seed), p.inputs, p.y, progress=False, **self.given(p))[0]
+        return lambda p: adapt(
+            make(self.source, seed=p.seed), p.inputs, p.y, groups=p.groups, progress=False, **self.given(p)
+        )[0]
 
     def pick(self, reprogrammed: bool) -> Train:
-        def train(p: Problem) -> Reprogrammed:
-            sources = default_sources(self.table.source)
-            options = self.given(p) | {"sources": sources, "reprogrammed": reprogrammed, "progress": False}
-            return adapt_auto(p.inputs, p.y, **options)[0]
+        """What "auto" picks from the sources at hand."""
+        return lambda p: self.stacked(p, default_sources(self.table.source), reprogrammed)
 
-        return train
+    def untouched(self, p: Problem) -> Reprogrammed:
+        """The default recipe on the source alone, its program left out."""
+        return self.stacked(p, [self.table.source(self.source)], False)
+
+    def stacked(self, p: Problem, sources: list[Source], reprogrammed: bool) -> Reprogrammed:
+        options = self.given(p) | {"sources": sources, "reprogrammed": reprogrammed, "groups": p.groups}
+        return adapt_auto(p.inputs, p.y, progress=False, **options)[0]
 
     def tune(self, rank: int | None, rate: float) -> Train:
         """Fine-tune the source, started from the linear probe on its features."""
@@ -245,7 +251,7 @@ def problem_of(task: Task, seed: int) -> Problem:
     outputs = {"regression": 1, "multilabel": task.targets.shape[-1]}.get(task.kind)
     if outputs is None:
         outputs = max(2, len(task.classes), int(y.max()) + 1)
-    return Problem(task.kind, outputs, inputs, y, [task.inputs[i] for i in rows], seed)
+    return Problem(task.kind, outputs, inputs, y, [task.inputs[i] for i in rows], seed, task.groups_of("train"))
 
 
 def tidy(kind: str, values: np.ndarray) -> np.ndarray:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from reprogram.errors import DataError
-from tasks.metrics import METRICS, Estimate, _bootstrap, _checked, _estimate, _macro, rank_metric
+from tasks.metrics import METRICS, Estimate, bootstrap_draws, checked, interval_of, macro, rank_metric
 from tasks.task import Task
 from tasks.verdict import NAMES, sentences
 
@@ -46,16 +46,16 @@ def paired_difference(
     hard for both cancels. The 95 % percentile interval speaks of other test rows, not of other training rows.
     """
     name = metric or rank_metric(kind)
-    y, first = _checked(kind, y, first)
-    second = _checked(kind, y, second)[1]
+    y, first = checked(kind, y, first)
+    second = checked(kind, y, second)[1]
     known, function = ~np.isnan(y), METRICS[name].function
     sign = 1 if METRICS[name].larger_is_better else -1
 
     def gain(weights: Array) -> Array:
-        return sign * (_macro(function, y, first, known, weights) - _macro(function, y, second, known, weights))
+        return sign * (macro(function, y, first, known, weights) - macro(function, y, second, known, weights))
 
-    draws = _bootstrap(gain, len(y), seed, resamples) if len(y) > 1 else np.zeros(0)
-    return _estimate(float(gain(np.ones(len(y)))), draws, int(known.sum()))
+    draws = bootstrap_draws(gain, len(y), seed, resamples) if len(y) > 1 else np.zeros(0)
+    return interval_of(float(gain(np.ones(len(y)))), draws, int(known.sum()))
 
 
 @dataclass(frozen=True, eq=False)

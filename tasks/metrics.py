@@ -164,19 +164,19 @@ def evaluate(kind: str, y: Array, p: Array, *, seed: int = 0, resamples: int = 1
     Reference: Efron and Tibshirani, An Introduction to the Bootstrap, 1993
     Raises: DataError when shapes differ, predictions are not finite, or no label is there.
     """
-    y, p = _checked(kind, y, p)
+    y, p = checked(kind, y, p)
     known = ~np.isnan(y)
     family = "regression" if kind == "regression" else "classification"
     estimates = {}
     for name, metric in METRICS.items():
         if metric.kind == family:
-            measure = partial(_macro, metric.function, y, p, known)
-            draws = _bootstrap(measure, len(y), seed, resamples) if len(y) > 1 else np.zeros(0)
-            estimates[name] = _estimate(float(measure(np.ones(len(y)))), draws, int(known.sum()))
+            measure = partial(macro, metric.function, y, p, known)
+            draws = bootstrap_draws(measure, len(y), seed, resamples) if len(y) > 1 else np.zeros(0)
+            estimates[name] = interval_of(float(measure(np.ones(len(y)))), draws, int(known.sum()))
     return estimates
 
 
-def _macro(function: Callable[..., Array], y: Array, p: Array, known: Array, weights: Array) -> Array:
+def macro(function: Callable[..., Array], y: Array, p: Array, known: Array, weights: Array) -> Array:
     if y.ndim == 1:
         return function(y[known], p[known], weights[..., known])
     columns = [t for t in range(y.shape[1]) if known[:, t].any()]
@@ -184,7 +184,7 @@ def _macro(function: Callable[..., Array], y: Array, p: Array, known: Array, wei
     return _nanmean(np.stack(values))
 
 
-def _bootstrap(measure: Callable[[Array], Array], n: int, seed: int, resamples: int) -> Array:
+def bootstrap_draws(measure: Callable[[Array], Array], n: int, seed: int, resamples: int) -> Array:
     """The metric on `resamples` draws of the rows; one seed gives every metric the same draws."""
     from scipy.stats import bootstrap
 
@@ -203,7 +203,7 @@ def _bootstrap(measure: Callable[[Array], Array], n: int, seed: int, resamples: 
         return bootstrap((np.arange(n),), statistic, rng=generator, **options).bootstrap_distribution
 
 
-def _estimate(value: float, draws: Array, n: int) -> Estimate:
+def interval_of(value: float, draws: Array, n: int) -> Estimate:
     kept = draws[~np.isnan(draws)]
     if np.isnan(value) or not len(kept):
         return Estimate(float(value), float("nan"), float("nan"), n)
@@ -212,7 +212,7 @@ def _estimate(value: float, draws: Array, n: int) -> Estimate:
     return Estimate(float(value), float(min(low, value)), float(max(high, value)), n)
 
 
-def _checked(kind: str, y: Array, p: Array) -> tuple[Array, Array]:
+def checked(kind: str, y: Array, p: Array) -> tuple[Array, Array]:
     if kind not in ("regression", "classification", "multilabel"):
         raise DataError(f"expected kind regression, classification or multilabel, got {kind!r}")
     y, p = np.asarray(y, dtype=float), np.asarray(p, dtype=float)

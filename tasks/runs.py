@@ -85,7 +85,7 @@ def train_task(
     with checkpoints(out, fingerprint(task, settings), accelerator) as checkpoint_dir:
         model, history = adapt(
             source, *task.part("train"), kind=task.kind, outputs=outputs(task), program=program, mapping=mapping,
-            epochs=epochs, validation=task.part("validation"), seed=seed, progress=progress, accelerator=accelerator,
+            epochs=epochs, validation=task.part("validation"), groups=task.groups_of("train"), seed=seed, progress=progress, accelerator=accelerator,
             checkpoint_dir=checkpoint_dir,
         )  # fmt: skip
         guesses = {part: guess(model, task, part, accelerator) for part in ("validation", "test")}
@@ -178,7 +178,7 @@ def guess(model: Reprogrammed, task: Task, part: str, accelerator: Any = None) -
 
 def own_method(model: Reprogrammed, source: str, values: np.ndarray) -> Method:
     """The trained model as a row of a comparison; without a learned program it is a probe, and called so."""
-    programmed = any(weight.requires_grad for weight in model.program.parameters())
+    programmed = any(True for _ in model.program.parameters())
     name = "auto" if source == "auto" else "reprogrammed" if programmed else f"{source}, no program"
     group: Group = "reprogrammed" if programmed or source == "auto" else "probe"
     return Method(

@@ -81,8 +81,8 @@ MEANINGS = (
     ("reprogrammed", "no-source", "the source helps", "the source is not shown to help", "the source hurts here"),
     ("reprogrammed", "linear-probe", "reprogramming beats the linear probe",
      "reprogramming is not shown to beat the linear probe", "the linear probe beats reprogramming"),
-    ("reprogrammed", "gp-probe", "the program itself adds to the same readout",
-     "the program itself is not shown to add anything", "the program makes it worse than the same readout without one"),
+    ("reprogrammed", "no-program", "the program itself adds to the same readouts",
+     "the program itself is not shown to add anything", "the program makes it worse than the same readouts without one"),
 )  # fmt: skip
 
 
