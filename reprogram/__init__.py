@@ -15,13 +15,13 @@ from reprogram.programs import Dictionary, FreeEmbeddings, GraphDelta, Identity,
 from reprogram.recipes import adapt
 from reprogram.side_by_side import Parallel, SideBySide
 from reprogram.sources import Source, catalogue, load
-from reprogram.train import History, adam, evidence, fit, predict, supervised
+from reprogram.train import History, adam, evidence, fit, momentum, predict, supervised
 
 __version__ = "0.1.0"
 __all__ = [
     "DataError", "Dictionary", "ForestMap", "FreeEmbeddings", "GaussianProcess", "GraphDelta", "History", "Identity", "LinearMap",
     "Parallel", "ReprogramClassifier", "ReprogramRegressor", "Reprogrammed", "SideBySide", "SoftPrompt", "Source", "Stack", "adam", "adapt", "build", "catalogue", "evidence",
-    "fit", "load", "predict", "supervised", "to_spec", "vocabulary",
+    "fit", "load", "momentum", "predict", "supervised", "to_spec", "vocabulary",
 ]  # fmt: skip
 
 for _name in ("adversarial", "certify", "tasks"):

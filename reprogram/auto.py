@@ -17,7 +17,7 @@ from reprogram.programs import Identity
 from reprogram.readout import folds
 from reprogram.side_by_side import Parallel, SideBySide
 from reprogram.sources import Source, catalogue, load
-from reprogram.train import History, adam, column, evidence, features_of, fit, target_tensor
+from reprogram.train import History, adam, column, evidence, features_of, fit, momentum, target_tensor
 
 SOURCES = ("minimol", "descriptors", "morgan", "chemnet")
 STEPS, FULL_BATCH = 20, 256
@@ -41,9 +41,9 @@ def adapt_auto(
 ) -> tuple[Reprogrammed, History]:
     r"""Stack closed-form readouts of frozen sources and of a reprogrammed one.
 
-    The first source that can be programmed gets a program, trained by the evidence of a Gaussian process on its features
-    beside the descriptors, where those are among the sources. It is trained again inside each fold, so the out-of-fold
-    predictions that weigh the readouts never saw the rows they are judged on; no validation or test row is touched.
+    The first source that can be programmed gets a program, trained by the evidence of a Gaussian process on its features.
+    It is trained again inside each fold, so the out-of-fold predictions that weigh the readouts never saw the rows they
+    are judged on; no validation or test row is touched.
 
     Args as in `adapt`; `sources` replaces the default ones and `reprogrammed=False` leaves the program out (the control
     that shows what reprogramming adds). Raises DataError when fewer than ten labelled rows are given.
@@ -94,22 +94,27 @@ def default_sources(load: Callable[[str], Source] = load) -> list[Source]:
 def train_program(
     plan: Plan, inputs: Sequence[Any], y: Any, *, epochs: int | None, seed: int, **options: Any
 ) -> tuple[nn.Module, History]:
-    """The target's program by evidence, its source standing beside the descriptors when they are there."""
+    """The target's program, trained by the evidence of a Gaussian process on its features alone."""
     from reprogram.recipes import build_program
 
-    beside = [source for source in plan.sources if source.name == "descriptors"]
-    pair = SideBySide([plan.target, *beside])
     program = build_program("auto", plan.target, inputs, seed)
-    mapping = GaussianProcess(pair.width, plan.outputs, kind=plan.kind, columns=pair.columns)
-    model = Reprogrammed(Parallel([program, *(Identity() for _ in beside)]), pair, mapping)
-    history = fit(model, {"train": (inputs, y)}, **by_evidence(len(inputs), epochs), seed=seed, **options)
+    model = Reprogrammed(program, plan.target, GaussianProcess(plan.target.width, plan.outputs, kind=plan.kind))
+    history = fit(model, {"train": (inputs, y)}, **by_evidence(plan.target, len(inputs), epochs), seed=seed, **options)
     return program.requires_grad_(False), history
 
 
-def by_evidence(rows: int, epochs: int | None) -> dict[str, Any]:
-    """Options of `fit` for a program trained by the evidence, on batches as large as possible; about STEPS updates."""
+def by_evidence(source: Source, rows: int, epochs: int | None) -> dict[str, Any]:
+    """Options of `fit` for a program trained by the evidence, on batches as large as possible; about STEPS updates.
+
+    Graphs: plain gradients with momentum, because Adam moves every number of a program by the same amount, also those
+    the labels say nothing about, and such a program does not carry over to new scaffolds. Tokens: Adam, with steps in
+    units of the source's own rows, because sources differ by orders of magnitude in the scale of their embeddings.
+    """
     passes = max(2, round(STEPS / -(-rows // FULL_BATCH))) if epochs is None else epochs
-    return {"loss": evidence, "optimizer": adam(program=4e-3, mapping=2e-2), "batch_size": FULL_BATCH, "epochs": passes}
+    rates = momentum(program=0.05, mapping=0.01)
+    if source.embedding is not None:
+        rates = adam(program=0.06 * float(source.embedding.detach().float().square().mean().sqrt()), mapping=2e-2)
+    return {"loss": evidence, "optimizer": rates, "batch_size": FULL_BATCH, "epochs": passes}
 
 
 def count_outputs(kind: str, y: Any) -> int:

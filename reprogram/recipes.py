@@ -86,7 +86,7 @@ def recipe(model: Reprogrammed, rows: int, epochs: int | None) -> dict[str, Any]
     if not learns:
         return {"epochs": 0}
     if isinstance(model.mapping, GaussianProcess):
-        return by_evidence(rows, epochs)
+        return by_evidence(model.source, rows, epochs)
     raise DataError(
         "expected mapping 'gp' or 'linear' to train a program, got a closed-form map; choose one or program='none'"
     )

@@ -47,14 +47,19 @@ evidence.whole_batch = True  # type: ignore[attr-defined]  # not a mean over row
 def adam(*, program: float = 3e-3, mapping: float = 1e-2, weight_decay: float = 0.0) -> Optimizer:
     """Adam with one learning rate for the program and one for the map."""
 
-    def build(model: Reprogrammed) -> torch.optim.Optimizer:
-        groups = [
-            {"params": [p for n, p in model.trainable() if n.startswith("program.")], "lr": program},
-            {"params": [p for n, p in model.trainable() if n.startswith("mapping.")], "lr": mapping},
-        ]
-        return torch.optim.Adam([g for g in groups if g["params"]], weight_decay=weight_decay)
+    return lambda model: torch.optim.Adam(rated(model, program, mapping), weight_decay=weight_decay)
 
-    return build
+
+def momentum(*, program: float = 0.05, mapping: float = 0.01) -> Optimizer:
+    """Gradient descent with Nesterov momentum 0.9, one learning rate for the program and one for the map."""
+    return lambda model: torch.optim.SGD(rated(model, program, mapping), lr=program, momentum=0.9, nesterov=True)
+
+
+def rated(model: Reprogrammed, program: float, mapping: float) -> list[dict[str, Any]]:
+    """Parameter groups of program and map with their learning rates."""
+    rates = {"program.": program, "mapping.": mapping}
+    groups = [{"params": [p for n, p in model.trainable() if n.startswith(k)], "lr": r} for k, r in rates.items()]
+    return [group for group in groups if group["params"]]
 
 
 @dataclass

@@ -28,7 +28,9 @@ class GraphCodec:
 
     Shapes: record `atoms` (N, 85), `bonds` (E, 13), `edges` (2, E), `eigvec` and `eigval` (N, 8), `walk` (N, 16) for N
     atoms and E directed bonds; a batch holds their concatenation, `molecule` (N,) that says which molecule an atom
-    belongs to, and `count` (B,) atoms per molecule. float32 and int64.
+    belongs to, and `count` (B,) atoms per molecule. float32 and int64. With `shared_bonds` the batch's `bonds` (U, 13)
+    are the different ones among them and `bond` (E,) says which each is: molecules have few kinds of bonds, and what
+    depends on them alone is then computed once per kind.
 
     The order of the atoms fixes the signs of the Laplacian eigenvectors and so moves the fingerprint by about 0.1:
     pass canonical SMILES. An RDKit molecule is written as canonical SMILES first.
