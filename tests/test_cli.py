@@ -462,16 +462,19 @@ def test_the_real_command_from_a_shell(data, tmp_path):
 
 
 @pytest.mark.slow
-def test_two_processes_give_the_same_validation_loss_as_one(data, tmp_path):
-    path, losses = data(), []
+@pytest.mark.parametrize("options", ["--source chemnet --mapping linear", "--source minimol", "--source auto"])
+def test_two_processes_measure_the_same_as_one(data, tmp_path, options):
+    path, measured = data(), []
     for processes in (1, 2):
         out = tmp_path / str(processes)
         launch = f"-m accelerate.commands.launch --cpu --num_processes {processes} -m tasks train --data {path} --json"
-        done = shell(f"{launch} --target y --split part --source chemnet --mapping linear --epochs 2 --out {out}")
+        done = shell(f"{launch} --target y --split part --epochs 2 --out {out} {options}")
         assert done.returncode == 0, done.stderr[-2000:]
-        losses.append(json.loads(done.stdout)["data"]["training"]["validation_loss"])
+        content = json.loads(done.stdout)
+        losses = [content["data"]["training"]["validation_loss"]] if "linear" in options else []
+        measured.append([*losses, *(row["value"] for row in content["rows"])])
         assert (out / "model.safetensors").is_file() and not (out / "checkpoint").exists()
-    assert losses[0] == pytest.approx(losses[1], abs=1e-4)
+    assert measured[0] == pytest.approx(measured[1], abs=1e-4)
 
 
 @pytest.mark.slow
