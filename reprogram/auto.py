@@ -20,7 +20,7 @@ from reprogram.sources import Source, catalogue, load
 from reprogram.train import History, adam, column, evidence, features_of, fit, momentum, target_tensor
 
 SOURCES = ("minimol", "descriptors", "morgan", "chemnet")
-STEPS, FULL_BATCH = 20, 256
+STEPS, FULL_BATCH, FEW_ROWS = 20, 256, 100
 SMALL, FOLDS_SMALL, FOLDS = 100, 3, 2  # few rows cannot spare half of them; many rows make each fold expensive
 
 
@@ -107,11 +107,12 @@ def by_evidence(source: Source, rows: int, epochs: int | None) -> dict[str, Any]
     """Options of `fit` for a program trained by the evidence, on batches as large as possible; about STEPS updates.
 
     Graphs: plain gradients with momentum, because Adam moves every number of a program by the same amount, also those
-    the labels say nothing about, and such a program does not carry over to new scaffolds. Tokens: Adam, with steps in
-    units of the source's own rows, because sources differ by orders of magnitude in the scale of their embeddings.
+    the labels say nothing about, and such a program does not carry over to new scaffolds; below FEW_ROWS rows the rate
+    shrinks with them, as the evidence against the untouched source does. Tokens: Adam, with steps in units of the
+    source's own rows, because sources differ by orders of magnitude in the scale of their embeddings.
     """
     passes = max(2, round(STEPS / -(-rows // FULL_BATCH))) if epochs is None else epochs
-    rates = momentum(program=0.05, mapping=0.01)
+    rates = momentum(program=0.05 * min(1.0, rows / FEW_ROWS), mapping=0.01)
     if source.embedding is not None:
         rates = adam(program=0.06 * float(source.embedding.detach().float().square().mean().sqrt()), mapping=2e-2)
     return {"loss": evidence, "optimizer": rates, "batch_size": FULL_BATCH, "epochs": passes}
