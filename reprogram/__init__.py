@@ -9,12 +9,14 @@ from pathlib import Path
 from reprogram.config import build, to_spec
 from reprogram.errors import DataError
 from reprogram.forest import ForestMap
-from reprogram.mapping import GaussianProcess, LinearMap, Stack
+from reprogram.gaussian_process import GaussianProcess
+from reprogram.mapping import LinearMap
 from reprogram.model import Reprogrammed
 from reprogram.programs import Dictionary, FreeEmbeddings, GraphDelta, Identity, SoftPrompt, vocabulary
 from reprogram.recipes import adapt
 from reprogram.side_by_side import Parallel, SideBySide
 from reprogram.sources import Source, catalogue, load
+from reprogram.stack import Stack
 from reprogram.train import History, adam, evidence, fit, momentum, predict, supervised
 
 __version__ = "0.1.0"

@@ -10,14 +10,17 @@ import torch
 from torch import Tensor, nn
 
 from reprogram.errors import DataError
+from reprogram.features import column, features_of, target_tensor
 from reprogram.forest import ForestMap
-from reprogram.mapping import GaussianProcess, LinearMap, Stack, probabilities
+from reprogram.gaussian_process import GaussianProcess
+from reprogram.mapping import LinearMap, probabilities
 from reprogram.model import Reprogrammed
 from reprogram.programs import Identity
 from reprogram.readout import folds
 from reprogram.side_by_side import Parallel, SideBySide
 from reprogram.sources import Source, catalogue, load
-from reprogram.train import History, adam, column, evidence, features_of, fit, momentum, target_tensor
+from reprogram.stack import Stack
+from reprogram.train import History, adam, evidence, fit, momentum
 
 SOURCES = ("minimol", "descriptors", "morgan", "chemnet")
 STEPS, FULL_BATCH, FEW_ROWS = 20, 256, 100

@@ -9,7 +9,8 @@ from torch import nn
 
 from reprogram.auto import adapt_auto, by_evidence, count_outputs
 from reprogram.errors import DataError
-from reprogram.mapping import GaussianProcess, LinearMap
+from reprogram.gaussian_process import GaussianProcess
+from reprogram.mapping import LinearMap
 from reprogram.model import Reprogrammed
 from reprogram.programs import Dictionary, FreeEmbeddings, GraphDelta, Identity, SoftPrompt, vocabulary
 from reprogram.sources import Source, load

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from reprogram.errors import DataError
+from reprogram.features import target_tensor
 from reprogram.mapping import Kind, LinearMap
 from reprogram.model import Reprogrammed
 from reprogram.sources.base import Batch, Codec, Features, Record, Source
-from reprogram.train import adam, fit, supervised, target_tensor
+from reprogram.train import adam, fit, supervised
 
 
 class MeanGraph(nn.Module):

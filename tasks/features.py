@@ -12,10 +12,10 @@ from typing import Any, Literal
 
 import numpy as np
 
+from reprogram.features import source_features
 from reprogram.files import atomic_file
 from reprogram.programs import Identity
 from reprogram.sources import Codec, Record, Source, load
-from reprogram.train import source_features
 
 Weights = Literal["pretrained", "random"]
 

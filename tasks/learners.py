@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from reprogram.mapping import GaussianProcess, Kind, probabilities
+from reprogram.features import target_tensor
+from reprogram.gaussian_process import GaussianProcess
+from reprogram.mapping import Kind, probabilities
 from reprogram.readout import folds, stack_weights
 from reprogram.recipes import build_mapping
 from reprogram.sources import Source
-from reprogram.train import target_tensor
 from tasks.features import FeatureTable
 
 Array = np.ndarray
