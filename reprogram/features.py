@@ -1,0 +1,64 @@
+"""Raw targets and records as tensors: targets by kind, and the source features of every record, each computed once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from reprogram.batching import sorted_batches
+from reprogram.side_by_side import CACHED
+
+if TYPE_CHECKING:
+    from reprogram.model import Reprogrammed
+
+EVALUATION_BATCH = 64
+
+
+def target_tensor(targets: Any, kind: str) -> Tensor:
+    """Targets as float (n,), (n, T) or long (n,) class indices."""
+    y = torch.as_tensor(np.asarray(targets))
+    if kind == "classification":
+        return y.long()
+    return column(y.float(), kind)
+
+
+def column(y: Tensor, kind: str) -> Tensor:
+    """Values and labels are always (n, T)."""
+    return y[:, None] if kind != "classification" and y.ndim == 1 else y
+
+
+def move(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
+    return {k: move(v, device) if isinstance(v, dict) else v.to(device) for k, v in batch.items()}
+
+
+def source_features(program: nn.Module, source: nn.Module, records: Sequence[dict], accelerator: Any = None) -> Tensor:
+    """Frozen features of every record in order, (n, S); what already carries them is only gathered."""
+    if CACHED in records[0]:
+        return torch.stack([record[CACHED] for record in records])
+    device = next((t.device for t in [*source.parameters(), *source.buffers()]), torch.device("cpu"))
+    return run_sharded(lambda x: source(program(x)), program, records, accelerator, device)
+
+
+def features_of(model: Reprogrammed, records: Sequence[dict], accelerator: Any = None) -> Tensor:
+    return source_features(model.program, model.source, records, accelerator)
+
+
+@torch.no_grad()
+def run_sharded(
+    function, program: nn.Module, records: Sequence[dict], accelerator: Any, device: torch.device
+) -> Tensor:
+    """`function` of every record's batch, rows in order; over several processes each row is computed once."""
+    from accelerate.utils import gather_object
+
+    rank, world = (accelerator.process_index, accelerator.num_processes) if accelerator is not None else (0, 1)
+    pieces = []
+    for rows in sorted_batches([program.length(r) for r in records], EVALUATION_BATCH)[rank::world]:
+        values = function(move(program.collate([records[i] for i in rows]), device))
+        pieces += list(zip(rows, values.cpu(), strict=True))
+    if world > 1:
+        pieces = gather_object(pieces)
+    return torch.stack([value for _, value in sorted(pieces, key=lambda piece: piece[0])]).to(device)

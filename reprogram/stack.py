@@ -1,0 +1,98 @@
+"""Several readouts of the same features under one: weighted by how they predict rows they were not fitted on."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from reprogram.config import configurable
+from reprogram.mapping import probabilities
+
+
+@configurable
+class Stack(nn.Module):
+    r"""Stacked readout: $f(x) = \sum_m w_m f_m(x)$, w non-negative and summing to one, from out-of-fold predictions.
+
+    Each member is a closed-form map over some columns of the concatenated features, so a member is a source, or several,
+    with its own readout. For classes and labels probabilities are averaged and returned as logits.
+
+    `weigh=False` keeps equal weights. Shapes: features (B, S) -> (B, T).
+    Reference: Breiman, "Stacked regressions", Machine Learning 1996. Differs: weights shrunk half-way to equal ones.
+    """
+
+    def __init__(
+        self, members: list[nn.Module], *, weigh: bool = True, folds: int = 5, shrink: float = 0.5, seed: int = 0
+    ):
+        super().__init__()
+        self.weigh = weigh
+        self.members = nn.ModuleList(members)
+        self.kind, self.outputs = members[0].kind, members[0].outputs
+        self.folds, self.shrink, self.seed = folds, shrink, seed
+        self.register_buffer("weights", torch.full((len(members),), 1 / len(members), dtype=torch.float64))
+        self.register_buffer("scale", torch.ones(self.outputs))
+
+    def prepare(self, features: Tensor, y: Tensor) -> None:
+        for member in self.members:
+            member.prepare(features, y)
+        if self.kind == "regression":
+            self.scale.copy_((y - y.nanmean(0)).square().nanmean(0).sqrt().clamp_min(1e-12))
+
+    def combine(self, outputs: list[Tensor]) -> Tensor:
+        """Weighted mean of what users read, back as outputs."""
+        mean = sum(w * probabilities(self.kind, o) for w, o in zip(self.weights, outputs, strict=True))
+        mean = mean.to(outputs[0].dtype)
+        if self.kind == "regression":
+            return mean
+        mean = mean.clamp(1e-6, 1 - 1e-6)
+        return mean.log() if self.kind == "classification" else mean.logit()
+
+    def forward(self, features: Tensor) -> Tensor:
+        return self.combine([member(features) for member in self.members])
+
+    @torch.no_grad()
+    def refit(self, features: Tensor, y: Tensor) -> Stack:
+        held_out = self.out_of_fold(features, y) if self.weigh else None
+        self.fit_members(features, y)
+        if held_out is not None:
+            self.set_weights(held_out, y)
+        return self
+
+    def evidence(self, features: Tensor, y: Tensor) -> Tensor:
+        """Mean evidence loss of the members that have one: each program is trained by the member that reads it."""
+        return torch.stack(
+            [member.evidence(features, y) for member in self.members if hasattr(member, "evidence")]
+        ).mean()
+
+    @torch.no_grad()
+    def fit_members(self, features: Tensor, y: Tensor) -> None:
+        """Solve every member on all training rows."""
+        self.prepare(features, y)
+        for member in self.members:
+            member.refit(features, y)
+
+    def out_of_fold(self, features: Tensor, y: Tensor) -> Tensor:
+        """Predictions of every member for rows it was not fitted on, (M, n, T)."""
+        from reprogram.readout import folds
+
+        predictions = features.new_zeros(len(self.members), len(features), self.outputs)
+        for train, test in folds(self.kind, y, self.folds, self.seed):
+            for m, member in enumerate(self.members):
+                fresh = copy.deepcopy(member)
+                fresh.prepare(features[train], y[train])
+                fresh.refit(features[train], y[train])
+                predictions[m, test] = probabilities(self.kind, fresh(features[test])).to(features.dtype)
+        return predictions
+
+    def set_weights(self, held_out: Tensor, y: Tensor) -> None:
+        """Weights from out-of-fold predictions (M, n, T), every observed target counted in unit scale."""
+        from reprogram.readout import stack_weights
+
+        target = F.one_hot(y.long(), self.outputs).float() if self.kind == "classification" else y
+        known = ~target.isnan()
+        unit = target.nanmean(0), (target - target.nanmean(0)).square().nanmean(0).sqrt().clamp_min(1e-12)
+        matrix = ((held_out - unit[0]) / unit[1])[:, known].T.double().cpu().numpy()
+        values = ((target - unit[0]) / unit[1])[known].double().cpu().numpy()
+        self.weights.copy_(torch.from_numpy(stack_weights(matrix, values, shrink=self.shrink)))
