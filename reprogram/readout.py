@@ -197,7 +197,7 @@ def folds(
     """Shuffled (train, test) row indices, stratified for classes; as many folds as the rarest class allows.
 
     With `groups` no group stands on both sides, so the folds ask for what an unseen group will ask for; where too few
-    groups, or classes within them, make that impossible, the rows are cut without them.
+    groups, one that holds nearly all rows, or classes within them make that impossible, the rows are cut without them.
     """
     from sklearn.model_selection import GroupKFold, KFold, StratifiedGroupKFold, StratifiedKFold
 
@@ -205,11 +205,13 @@ def folds(
     count = min(count, len(y))
     cuts = []
     if groups is not None and len(set(groups)) >= count:
-        cutter = GroupKFold if labels is None else StratifiedGroupKFold
         names = np.unique(np.asarray(groups, dtype=str), return_inverse=True)[1]
-        cuts = list(cutter(count, shuffle=True, random_state=seed).split(rows, labels, names))
+        # groups by size, not shuffled: one large scaffold among many small ones must not leave a fold without training rows
+        cutter = GroupKFold(count) if labels is None else StratifiedGroupKFold(count)
+        cuts = list(cutter.split(rows, labels, names))
         whole = labels is None or all(len(set(labels[train])) == len(set(labels)) for train, _ in cuts)
-        cuts = cuts if whole and all(len(train) and len(test) for train, test in cuts) else []
+        balanced = all(len(train) >= len(y) / 4 and len(test) for train, test in cuts)
+        cuts = cuts if whole and balanced else []
     if not cuts and labels is not None:
         count = max(2, min(count, int(torch.bincount(y.long()).clamp_min(1).min())))
         cuts = StratifiedKFold(count, shuffle=True, random_state=seed).split(rows, labels)
