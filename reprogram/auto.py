@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from reprogram.errors import DataError
-from reprogram.features import column, features_of, target_tensor
+from reprogram.features import features_of, target_tensor
 from reprogram.forest import ForestMap
 from reprogram.gaussian_process import GaussianProcess
 from reprogram.mapping import LinearMap, probabilities
@@ -51,41 +51,50 @@ def adapt_auto(
     Args as in `adapt`; `sources` replaces the default ones and `reprogrammed=False` leaves the program out (the control
     that shows what reprogramming adds). Raises DataError when fewer than ten labelled rows are given.
     """
+    from accelerate import Accelerator
+
     sources = list(sources) if sources is not None else default_sources()
-    inputs, y = list(inputs), column(target_tensor(y, kind), kind)
+    inputs, y = list(inputs), target_tensor(y, kind)
     if len(y) < 10:
         raise DataError(
             f"expected at least 10 labelled rows to weigh readouts on folds, got {len(y)}; add rows or set a mapping"
         )
+    if not sources:
+        raise DataError("expected at least one source, got none; run `pip install 'reprogram[molecules]'`")
+    accelerator = accelerator or Accelerator()
     plan = Plan(sources, kind, outputs or count_outputs(kind, y), reprogrammed)
     options = {"epochs": epochs, "seed": seed, "progress": progress, "accelerator": accelerator}
-    frozen = plan.assemble(None)
-    records = frozen.encode(inputs)
-    fixed = features_of(frozen, records, accelerator).float()
+
+    def features(model: Reprogrammed) -> Tensor:
+        """Source features of every row, on the CPU, where readouts are solved."""
+        model.to(accelerator.device)
+        return features_of(model, model.encode(inputs), accelerator).float().cpu()
+
+    fixed = features(plan.assemble(None))
 
     def trained(rows: Sequence[int], name: str) -> tuple[Tensor, nn.Module | None, History]:
         """Features of every row with a program trained on `rows` only."""
         if plan.target is None:
             return fixed, None, History()
         folder = None if checkpoint_dir is None else Path(checkpoint_dir) / name
-        part = [inputs[i] for i in rows], y[list(rows)].cpu().numpy()
+        part = [inputs[i] for i in rows], y[list(rows)].numpy()
         program, history = train_program(plan, *part, checkpoint_dir=folder, **options)
         branch = Reprogrammed(program, plan.target, LinearMap(plan.target.width))
-        return torch.cat([fixed, features_of(branch, branch.encode(inputs), accelerator).float()], 1), program, history
+        return torch.cat([fixed, features(branch)], dim=1), program, history
 
-    held_out = torch.zeros(len(plan.readouts()), len(y), plan.outputs, device=fixed.device)
+    held_out = torch.zeros(len(plan.readouts()), len(y), plan.outputs)
     count = FOLDS_SMALL if len(y) <= SMALL else FOLDS
     for number, (train, test) in enumerate(folds(kind, y, count, seed, groups)):
-        features, _, _ = trained(train.tolist(), f"fold{number}")
+        z, _, _ = trained(train.tolist(), f"fold{number}")
         for m, readout in enumerate(plan.readouts()):
-            readout.to(features.device).prepare(features[train], y[train])
-            readout.refit(features[train], y[train])
-            held_out[m, test] = probabilities(kind, readout(features[test])).detach()
-    features, program, history = trained(range(len(y)), "all")
-    model = plan.assemble(program).to(features.device)
-    model.mapping.fit_members(features, y)
+            readout.prepare(z[train], y[train])
+            readout.refit(z[train], y[train])
+            held_out[m, test] = probabilities(kind, readout(z[test])).detach()
+    z, program, history = trained(range(len(y)), "all")
+    model = plan.assemble(program)
+    model.mapping.fit_members(z, y)
     model.mapping.set_weights(held_out, y)
-    return model.eval(), history
+    return model.to(accelerator.device).eval(), history
 
 
 def default_sources(load: Callable[[str], Source] = load) -> list[Source]:

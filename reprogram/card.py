@@ -4,12 +4,22 @@ from __future__ import annotations
 
 from typing import Any
 
+from reprogram.errors import DataError
+
 
 def model_card(config: dict[str, Any], size: int) -> str:
     """README.md of an artefact: what it is, on which source, for which task, how well, how to load it."""
     from huggingface_hub import ModelCard, ModelCardData
 
-    task = config["metadata"].get("task", {})
+    task, metrics = (config["metadata"].get(key, {}) for key in ("task", "metrics"))
+    estimates = metrics.values() if isinstance(metrics, dict) else [None]
+    if not isinstance(task, dict) or not all(
+        isinstance(e, dict) and {"value", "low", "high", "n"} <= set(e) for e in estimates
+    ):
+        raise DataError(
+            "expected task as a mapping of facts and metrics as mappings with value, low, high and n, got "
+            f"{task!r:.60} and {metrics!r:.60}; see save_pretrained"
+        )
     source = config["source"]
     data = ModelCardData(
         library_name="reprogram", license="other", tags=["model-reprogramming", task.get("kind", "unknown")]
@@ -24,7 +34,7 @@ def model_card(config: dict[str, Any], size: int) -> str:
         f"- Map: `{target(config['mapping'])}`",
         *(f"- {key.replace('_', ' ').capitalize()}: {value}" for key, value in task.items()),
         "",
-        *metrics_table(config["metadata"].get("metrics", {})),
+        *metrics_table(metrics),
         "## Use",
         "",
         "```python",

@@ -13,6 +13,8 @@ from reprogram.errors import DataError
 
 PACKAGES = ("reprogram", "adversarial", "certify", "tasks")
 T = TypeVar("T", bound=type)
+M = TypeVar("M", bound=Callable[..., Any])
+NEVER = {"download", "trust_remote_code"}  # no file may bring code or weights from elsewhere
 
 
 def configurable(cls: T) -> T:
@@ -27,7 +29,13 @@ def configurable(cls: T) -> T:
             object.__setattr__(self, "_arguments", dict(list(bound.arguments.items())[1:]))
 
     cls.__init__ = remember
-    return cls
+    return buildable(cls)
+
+
+def buildable(maker: M) -> M:
+    """Decorator: a spec may name this class or function. Nothing else of ours can be called from a file."""
+    maker._buildable = True
+    return maker
 
 
 def to_spec(value: Any) -> Any:
@@ -57,8 +65,10 @@ def build(spec: Any) -> Any:
         return {key: build(item) for key, item in spec.items()}
     target = resolve(str(spec["_target_"]))
     arguments = {key: build(item) for key, item in spec.items() if key != "_target_"}
-    accepted = list(inspect.signature(target).parameters)
-    unknown = sorted(set(arguments) - set(accepted))
+    signature = inspect.signature(target).parameters
+    accepted = [name for name, p in signature.items() if p.kind is not p.VAR_KEYWORD]
+    open_ended = len(accepted) < len(signature)
+    unknown = sorted((set(arguments) - set(accepted)) & (NEVER if open_ended else set(arguments)))
     if unknown:
         raise DataError(
             f"expected arguments among {accepted} for {spec['_target_']}, got unknown {unknown}; remove or correct them"
@@ -82,8 +92,9 @@ def resolve(target: str) -> Callable[..., Any]:
         raise DataError(
             f"expected an existing class or function, got _target_ '{target}'; check its spelling"
         ) from None
-    if getattr(found, "__module__", "").split(".")[0] not in PACKAGES:
-        raise DataError(f"expected a _target_ defined in our packages, got '{target}', which is only imported there")
+    own = getattr(found, "__module__", "").split(".")[0] in PACKAGES
+    if not own or not getattr(found, "__dict__", {}).get("_buildable", False):
+        raise DataError(f"expected a _target_ that a config may build, got '{target}'; name a program, map or source")
     return found
 
 

@@ -10,20 +10,44 @@ import torch
 from torch import Tensor, nn
 
 from reprogram.batching import sorted_batches
+from reprogram.errors import DataError
 from reprogram.side_by_side import CACHED
 
 if TYPE_CHECKING:
     from reprogram.model import Reprogrammed
 
 EVALUATION_BATCH = 64
+KINDS = ("regression", "classification", "multilabel")
 
 
 def target_tensor(targets: Any, kind: str) -> Tensor:
-    """Targets as float (n,), (n, T) or long (n,) class indices."""
-    y = torch.as_tensor(np.asarray(targets))
+    """Targets as float (n, T) with NaN where one is missing, or long (n,) class indices.
+
+    Raises: DataError, one sentence with the row, for what `kind` does not allow.
+    """
+    if kind not in KINDS:
+        raise DataError(f"expected kind to be one of {', '.join(KINDS)}, got {kind!r}")
+    try:
+        y = np.asarray(targets).astype(float)
+    except (TypeError, ValueError):
+        raise DataError(f"expected numbers as targets, got {str(targets)[:60]}; number classes from 0") from None
+    shapes = (1,) if kind == "classification" else (1, 2)
+    if y.ndim not in shapes:
+        raise DataError(f"expected targets of shape {'(n,)' if len(shapes) == 1 else '(n,) or (n, T)'}, got {y.shape}")
+    allowed = {
+        "regression": (~np.isinf(y), "finite values, or NaN where one is missing"),
+        "classification": ((y >= 0) & (y == np.floor(y)) & (y < np.inf), "class indices 0, 1, 2, …"),
+        "multilabel": ((y == 0) | (y == 1) | np.isnan(y), "labels 0 and 1, or NaN where one is missing"),
+    }
+    fine, wanted = allowed[kind]
+    if not fine.all():
+        place = tuple(np.argwhere(~fine)[0])
+        raise DataError(f"expected {wanted} as {kind} targets, got {y[place]} in row {place[0]}")
+    if empty := [t for t, known in enumerate((~np.isnan(y.reshape(len(y), -1))).any(0)) if not known and len(y)]:
+        raise DataError(f"expected at least one known target per column, got none in column {empty[0]}; drop it")
     if kind == "classification":
-        return y.long()
-    return column(y.float(), kind)
+        return torch.from_numpy(y).long()
+    return column(torch.from_numpy(y).float(), kind)
 
 
 def column(y: Tensor, kind: str) -> Tensor:

@@ -33,9 +33,17 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
         os.close(handle)
         try:
             yield Path(name)
+            Path(name).chmod(0o666 & ~umask())
             Path(name).replace(path)
         finally:
             Path(name).unlink(missing_ok=True)
+
+
+def umask() -> int:
+    """The permissions this process takes away from new files; reading them means setting them."""
+    mask = os.umask(0o022)
+    os.umask(mask)
+    return mask
 
 
 @contextmanager

@@ -17,6 +17,10 @@ BUFFERS = {
 }
 
 
+# a tree grown from no label: no prediction, which a stack leaves out
+NOTHING = {name: torch.full((1, 1), torch.nan) if name == "value" else torch.zeros(1) for name in BUFFERS}
+
+
 @configurable
 class ForestMap(nn.Module):
     r"""Random forest readout: the mean over trees of the value in the leaf a row falls into.
@@ -76,6 +80,8 @@ class ForestMap(nn.Module):
         from sklearn.ensemble import RandomForestClassifier, RandomForestRegressor
 
         known = column == column
+        if not known.any():
+            return [NOTHING] * (200 if self.kind == "regression" else 300)
         if self.kind == "regression":
             model = RandomForestRegressor(200, max_features=1 / 3, max_leaf_nodes=self.leaves, random_state=self.seed)
             model.fit(x[known], column[known])

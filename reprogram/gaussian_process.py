@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from reprogram.config import configurable
+from reprogram.errors import DataError
 from reprogram.kernels import KERNELS
 from reprogram.mapping import Columns, Kind, Scaler, blocks, select
 
@@ -20,7 +21,7 @@ class GaussianProcess(nn.Module):
     The kernel is a sum over feature blocks (`columns`) and over `kernels`, each with its own amplitude and length scale:
     one block per source lets the evidence weigh the sources. `evidence` is the training loss of the program (the map
     is integrated out, so a few labels cannot be memorised by it); `refit` conditions on the training rows.
-    Classes and labels are regressed as ±1 and calibrated on leave-one-out scores (least-squares classification,
+    The Tanimoto kernel compares counts, cut at 255. Classes and labels are regressed as ±1 and calibrated on leave-one-out scores (least-squares classification,
     Rasmussen & Williams 2006, section 6.5). Above `landmarks` rows the subset-of-regressors approximation is used.
 
     Shapes: features (n, S), y (n,) or (n, T) with NaN for missing labels -> (B, T).
@@ -68,7 +69,7 @@ class GaussianProcess(nn.Module):
     def select(self, features: Tensor) -> Tensor:
         """The map's own columns, standardised (n, D), float64."""
         own = select(features, self.columns)
-        return own.double() if self.raw else self.scaler(own).double()
+        return own.double().clamp(0, 255) if self.raw else self.scaler(own).double()
 
     def kernel(self, a: Tensor, b: Tensor) -> Tensor:
         """Sum kernel between selected features (n, D) and (m, D) -> (n, m), float64."""
@@ -95,6 +96,8 @@ class GaussianProcess(nn.Module):
         return (y.double() - self.center) / self.scale
 
     def prepare(self, features: Tensor, y: Tensor) -> None:
+        if self.raw and not torch.equal(own := select(features, self.columns), own.round().clamp_min(0)):
+            raise DataError("expected counts for the tanimoto kernel, got other numbers; use kernels=('matern',)")
         self.scaler.fit(select(features, self.columns))
         self.center.zero_()
         self.scale.fill_(1.0)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
@@ -87,12 +88,12 @@ class Reprogrammed(nn.Module):
     def save_pretrained(self, folder: str | Path, **metadata: Any) -> Path:
         """Write config.json, model.safetensors and README.md into `folder`, all or nothing; returns the folder.
 
-        `metadata` (task, metrics, label names, …) lands in the config and in the card. Raises DataError when the folder
-        cannot be written.
+        `metadata` lands in the config; of it the card shows `task`, a mapping of facts, and `metrics`, estimates by name
+        with value, low, high and n. Raises DataError when the folder cannot be written or `metadata` has another form.
         """
         from reprogram.card import model_card
 
-        self.metadata.update(metadata)
+        metadata = to_spec(self.metadata | metadata)
         tensors = save_tensors({k: v.detach().cpu().contiguous() for k, v in self.learned_state().items()})
         config = {
             "format": FORMAT,
@@ -107,12 +108,14 @@ class Reprogrammed(nn.Module):
             },
             "mapping": to_spec(self.mapping),
             "weights_sha256": hashlib.sha256(tensors).hexdigest(),
-            "metadata": to_spec(self.metadata),
+            "metadata": metadata,
         }
+        card = model_card(config, len(tensors))
         with atomic_folder(folder) as writing:
             (writing / WEIGHTS).write_bytes(tensors)
-            (writing / CARD).write_text(model_card(config, len(tensors)), encoding="utf-8")
+            (writing / CARD).write_text(card, encoding="utf-8")
             (writing / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        self.metadata = metadata
         return Path(folder)
 
     @classmethod
@@ -139,7 +142,9 @@ class Reprogrammed(nn.Module):
                 )
             model = cls(build(config["program"]), source, build(config["mapping"]))
             model.load_learned_state(tensors)
-        except (KeyError, TypeError, RuntimeError) as error:
+        except DataError:
+            raise
+        except (KeyError, TypeError, AttributeError, ValueError, RuntimeError) as error:
             reason = " ".join(str(error).split())[:160]
             raise DataError(
                 f"expected a complete artefact in {folder_or_id}, got one that does not fit ({reason})"
@@ -172,14 +177,19 @@ def read_artefact(folder_or_id: str | Path, revision: str | None) -> tuple[dict[
         expected, newest = config["weights_sha256"], config["format"]
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(f"expected a valid {CONFIG} in {folder_or_id}, got a damaged one; copy it again") from error
-    if newest > FORMAT:
+    if not isinstance(newest, int) or newest > FORMAT:
         raise DataError(f"expected artefact format {FORMAT} or older, got {newest}; upgrade reprogram")
     data = (folder / WEIGHTS).read_bytes()
     if hashlib.sha256(data).hexdigest() != expected:
         raise DataError(
             f"expected the weights recorded in {CONFIG}, got a truncated or altered {WEIGHTS}; copy it again"
         )
-    return config, load_tensors(data)
+    try:
+        return config, load_tensors(data)
+    except SafetensorError as error:
+        raise DataError(
+            f"expected readable weights in {folder_or_id}, got damaged ones ({error}); copy it again"
+        ) from error
 
 
 def download(repo_id: str, revision: str | None) -> Path:

@@ -17,36 +17,53 @@ def solve_linear(kind: str, outputs: int, z: Tensor, y: Tensor, center: Tensor, 
     Values: ridge, penalty by leave-one-out among 13 from 0.1 to 1e5. Classes: logistic regression, penalty by
     cross-validated log loss; a label column with one observed value keeps its prior.
     """
-    from sklearn.linear_model import LogisticRegressionCV, RidgeCV
+    from sklearn.linear_model import RidgeCV
 
     z64 = z.double().numpy()
+    if kind == "classification":
+        return solve_classes(z64, y.numpy(), outputs)
     weight, bias = torch.zeros(outputs, z.shape[1]), torch.zeros(outputs)
-    columns = y.long()[:, None] == torch.arange(outputs) if kind == "classification" else y
-    for t in range(outputs):
-        target = columns[:, t].double()
+    for t, target in enumerate(y.double().T):
         known = ~target.isnan().numpy()
-        if kind == "regression":
-            unit = ((target - center[t]) / scale[t]).numpy()[known]
-            model = RidgeCV(np.logspace(-1, 5, 13)).fit(z64[known], unit)
+        if not known.any():
+            bias[t] = torch.nan  # no label, no prediction: a stack leaves it out
+        elif kind == "regression":
+            model = RidgeCV(np.logspace(-1, 5, 13)).fit(z64[known], ((target - center[t]) / scale[t]).numpy()[known])
             weight[t], bias[t] = torch.from_numpy(model.coef_), float(model.intercept_)
-            continue
-        labels = target.numpy()[known].astype(int)
-        rare = int(min(labels.sum(), len(labels) - labels.sum()))
-        if rare < 2:
-            bias[t] = float(np.log((labels.sum() + 0.5) / (len(labels) - labels.sum() + 0.5)))
-            continue
+        else:
+            both, offset = solve_classes(z64[known], target.numpy()[known].astype(int), 2)
+            weight[t], bias[t] = both[1] - both[0], offset[1] - offset[0]
+    return weight, bias
+
+
+def solve_classes(z: np.ndarray, y: np.ndarray, outputs: int) -> tuple[Tensor, Tensor]:
+    """Logits of logistic regression (multinomial above two classes) with the penalty by cross-validated log loss.
+
+    A class with one row leaves no two folds to choose by: the penalty is then fixed. Absent classes, and one class
+    alone, get their smoothed share of the rows.
+    """
+    from sklearn.linear_model import LogisticRegression, LogisticRegressionCV
+
+    seen = np.bincount(y, minlength=outputs)
+    present = np.flatnonzero(seen)
+    weight, bias = torch.zeros(outputs, z.shape[1]), torch.from_numpy(np.log((seen + 0.5) / (len(y) + 0.5 * outputs)))
+    rare = int(seen[present].min())
+    if len(present) < 2 or (outputs == 2 and rare < 2):
+        return weight, bias.float()
+    if rare < 2:
+        model = LogisticRegression(C=1e-2, max_iter=300)
+    else:
         model = LogisticRegressionCV(
             Cs=np.logspace(-5, 0, 6), cv=min(5, rare), scoring="neg_log_loss", max_iter=300, tol=1e-3,
             use_legacy_attributes=False, l1_ratios=(0.0,),
-        ).fit(z64[known], labels)  # fmt: skip
-        weight[t], bias[t] = torch.from_numpy(model.coef_[0]), float(model.intercept_[0])
-        if kind == "classification" and outputs == 2:  # one logistic model, written as two symmetric logits
-            sign = 1.0 if t == 1 else -1.0
-            other = 1 - t
-            weight[t], bias[t] = weight[t] / 2, bias[t] / 2
-            weight[other], bias[other] = -weight[t] * sign * sign, -bias[t]
-            break
-    return weight, bias
+        )  # fmt: skip
+    model.fit(z, y)
+    # two classes have one model between them: half of it for one, half against the other
+    signs = np.array([[-0.5], [0.5]]) if len(present) == 2 else np.eye(len(present))
+    weight[present] = torch.from_numpy(signs @ model.coef_).float()
+    bias -= bias[present].mean().item()  # solved logits are centred; those of absent classes stay in proportion
+    bias[present] = torch.from_numpy(signs @ model.intercept_)
+    return weight, bias.float()
 
 
 def negative_log_evidence(covariance: Tensor, noise: Tensor, targets: Tensor) -> Tensor:
@@ -95,13 +112,15 @@ def condition(
         y = targets[known][:, columns]
         if exact:
             c = cross[known][:, known]
-            inverse = torch.cholesky_inverse(torch.linalg.cholesky(c + noise * torch.eye(len(c), dtype=c.dtype)))
+            inverse = torch.cholesky_inverse(
+                torch.linalg.cholesky(c + noise * torch.eye(len(c), dtype=c.dtype, device=c.device))
+            )
             weights = inverse @ y
             dual[known[:, None], torch.tensor(columns)] = weights
             left_out[known[:, None], torch.tensor(columns)] = y - weights / inverse.diagonal()[:, None]
             continue
         k = cross[known]
-        jitter = 1e-8 * inner.diagonal().mean() * torch.eye(len(inner), dtype=inner.dtype)
+        jitter = 1e-8 * inner.diagonal().mean() * torch.eye(len(inner), dtype=inner.dtype, device=inner.device)
         gram = torch.linalg.cholesky(k.T @ k + noise * (inner + jitter) + jitter)
         solved = torch.cholesky_solve(k.T, gram)
         dual[:, columns] = solved @ y
@@ -157,6 +176,10 @@ def stack_weights(
     """
     from scipy.optimize import nnls
 
+    sound = np.isfinite(predictions).all(axis=1)  # a fold without any label of a column predicts nothing there
+    predictions, y = predictions[sound], y[sound]
+    if not len(y):
+        return np.full(predictions.shape[1], 1 / predictions.shape[1])
     center = y.mean()
     errors = np.sqrt(np.mean((predictions - y[:, None]) ** 2, axis=0))
     kept = errors <= tolerance * errors.min()

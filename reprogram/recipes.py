@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from reprogram.auto import adapt_auto, by_evidence, count_outputs
 from reprogram.errors import DataError
+from reprogram.features import target_tensor
 from reprogram.gaussian_process import GaussianProcess
 from reprogram.mapping import LinearMap
 from reprogram.model import Reprogrammed
@@ -58,24 +59,53 @@ def adapt(
             when the model will meet new groups.
 
     Raises:
-        DataError: unknown names, or targets that do not fit `kind`.
+        DataError: unknown names, or targets that do not fit `kind`, the inputs or `outputs`.
     """
     if mapping not in MAPPINGS and not isinstance(mapping, nn.Module):
         raise DataError(f"expected mapping to be one of {', '.join(MAPPINGS)}, got '{mapping}'")
     common = {"seed": seed, "progress": progress, "accelerator": accelerator, "checkpoint_dir": checkpoint_dir}
-    if source == "auto":
-        return adapt_auto(inputs, y, kind=kind, outputs=outputs, groups=groups, epochs=epochs, **common)
+    y = checked_targets(kind, inputs, y, outputs)
+    if isinstance(source, str) and source == "auto":
+        if mapping != "auto" or program not in ("auto", "none"):
+            raise DataError(
+                "expected program 'auto' or 'none' and mapping 'auto' with source 'auto', which chooses both, got "
+                f"'{program}' and '{mapping}'; name a source"
+            )
+        options = common | {"outputs": outputs, "groups": groups, "epochs": epochs, "reprogrammed": program == "auto"}
+        return adapt_auto(inputs, y, kind=kind, **options)
     source = source if isinstance(source, Source) else load(source)
     outputs = outputs or count_outputs(kind, y)
     if program == "auto" and mapping == "auto" and len(inputs) >= FEW:
         return adapt_auto(
             inputs, y, kind=kind, outputs=outputs, groups=groups, epochs=epochs, sources=[source], **common
         )  # fmt: skip
+    if not source.differentiable and program not in ("auto", "none"):
+        raise DataError(
+            f"expected a source that gradients pass for a learned program, got '{source.name}'; choose program='none'"
+        )
     model = Reprogrammed(
         build_program(program, source, inputs, seed), source, build_mapping(mapping, source.width, outputs, kind)
     )
     data = {"train": (inputs, y)} | ({"validation": validation} if validation is not None else {})
     return model, fit(model, data, **recipe(model, len(inputs), epochs), **common)
+
+
+def checked_targets(kind: str, inputs: Sequence[Any], y: Any, outputs: int | None) -> Tensor:
+    """Targets as a tensor that fits the inputs, or a DataError."""
+    if isinstance(inputs, str):
+        raise DataError(f"expected a list of inputs, got the text {inputs[:40]!r}; pass [{inputs[:40]!r}]")
+    y = target_tensor(y, kind)
+    if len(inputs) != len(y) or not len(y):
+        raise DataError(
+            f"expected one target per input and at least one, got {len(y)} targets for {len(inputs)} inputs"
+        )
+    if kind == "classification" and len(y.unique()) < 2:
+        raise DataError(f"expected rows of at least two classes, got class {int(y[0])} in all {len(y)} rows")
+    if outputs is not None and outputs < count_outputs(kind, y):
+        raise DataError(f"expected outputs of at least {count_outputs(kind, y)} for these targets, got {outputs}")
+    if outputs is not None and kind != "classification" and outputs != y.shape[1]:
+        raise DataError(f"expected {outputs} target columns, got {y.shape[1]}")
+    return y
 
 
 def recipe(model: Reprogrammed, rows: int, epochs: int | None) -> dict[str, Any]:

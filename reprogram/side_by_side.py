@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from reprogram.config import configurable
+from reprogram.config import buildable, configurable
 from reprogram.sources.base import Batch, Record, Source
 
 CACHED = "source_features"  # the key under which a record carries features that no longer need their source
@@ -52,6 +52,7 @@ class SideBySide(nn.Module):
         return torch.cat([apply_source(m, part) for m, part in zip(self.members, parts, strict=True)], dim=1)
 
 
+@buildable
 def side_by_side(sources: Sequence[Source], order: Sequence[int]) -> SideBySide:
     """The form artefacts name: different sources once, and which of them stands where."""
     return SideBySide([sources[i] for i in order])

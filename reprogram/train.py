@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -182,7 +183,8 @@ class Loop:
             self.model.mapping.prepare(*self.training_features())
         self.per_epoch = math.ceil(len(self.parts["train"][0]) / batch_size)
         self.steps = max(1, epochs * self.per_epoch)
-        plain = optimizer(model)
+        learns = any(True for _ in model.trainable())
+        plain = optimizer(model) if learns else torch.optim.SGD([torch.zeros(())])  # a closed-form map alone
         self.schedule = torch.optim.lr_scheduler.LambdaLR(
             plain, lambda step: 0.5 * (1 + math.cos(math.pi * min(step / self.steps, 1)))
         )
@@ -257,8 +259,11 @@ class Loop:
         return features_of(self.model, records, self.accelerator), column(y, self.model.mapping.kind)
 
     def refit(self) -> None:
+        """Closed-form maps are solved on the CPU, where scikit-learn and scipy work in float64."""
         self.model.eval()
-        self.model.mapping.refit(*self.training_features())
+        features, y = (part.cpu() for part in self.training_features())
+        self.model.mapping.cpu().refit(features, y)
+        self.model.mapping.to(self.accelerator.device)
 
     @torch.no_grad()
     def validation_loss(self) -> float:
@@ -272,10 +277,22 @@ class Loop:
         state = {
             "model": self.model.learned_state(), "optimizer": self.optimizer.state_dict(), "schedule": self.schedule.state_dict(),
             "rng": torch.get_rng_state(), "history": asdict(history), "best": best, "step": step,
-            "partial": getattr(self, "partial", 0.0), "rows": len(self.parts["train"][0]),
+            "partial": getattr(self, "partial", 0.0), "run": self.fingerprint(),
         }  # fmt: skip
         with atomic_file(Path(folder) / "checkpoint.pt") as path:
-            torch.save(state, path)
+            try:
+                torch.save(state, path)
+            except RuntimeError as error:  # what torch makes of a full disk
+                raise OSError(f"no room for a checkpoint: {error}") from error
+
+    def fingerprint(self) -> str:
+        """What makes two runs the same run: rows, targets, source, program, map and the plan of the training."""
+        facts = [self.steps, self.batch_size, self.clip, self.seed, self.model.source.digest]
+        facts += [repr(getattr(part, "_arguments", part)) for part in (self.model.program, self.model.mapping)]
+        total = hashlib.sha256(repr(facts).encode())
+        for _, y, lengths in self.parts.values():
+            total.update(y.cpu().numpy().tobytes() + repr(lengths).encode())
+        return total.hexdigest()
 
     def resume(self, folder: str | Path | None) -> tuple[History, dict[str, Any], int]:
         """State to go on from: a checkpoint of the same run, or a fresh start."""
@@ -284,16 +301,14 @@ class Loop:
             return History(), {"loss": math.inf, "state": None}, 0
         try:
             saved = torch.load(path, map_location=self.accelerator.device, weights_only=True)
+            if saved["run"] != self.fingerprint():
+                raise ValueError("another run")
             self.model.load_learned_state(saved["model"])
             self.optimizer.load_state_dict(saved["optimizer"])
         except Exception as error:
             raise DataError(
                 f"expected a checkpoint of this very run in {folder}, got one that does not fit; remove it to start over"
             ) from error
-        if saved["rows"] != len(self.parts["train"][0]):
-            raise DataError(
-                f"expected a checkpoint over {len(self.parts['train'][0])} training rows, got {saved['rows']}; remove {folder} to start over"
-            )
         self.schedule.load_state_dict(saved["schedule"])
         torch.set_rng_state(saved["rng"].cpu())
         self.partial = saved["partial"]
@@ -318,6 +333,8 @@ def predict(model: Reprogrammed, inputs: Sequence[Any], *, accelerator: Any = No
     """
     if not len(inputs):
         raise DataError("expected at least one input to predict, got none; check the file or the list")
+    if isinstance(inputs, str):
+        raise DataError(f"expected a list of inputs, got the text {inputs[:40]!r}; pass [{inputs[:40]!r}]")
     model.eval()
     output = model.mapping(features_of(model, model.encode(list(inputs)), accelerator))
     return probabilities(model.mapping.kind, output).cpu().numpy()

@@ -93,7 +93,7 @@ def train_task(
         result = stand_beside(
             task, own, source, beside, seed, time.perf_counter() - start, progress and accelerator.is_main_process
         )
-        report = Report.of(result, training=training_facts(history))
+        report = Report.of(result, training=training_facts(history, accelerator.num_processes))
         if accelerator.is_main_process:
             settings |= {"method": own.name, "group": own.group}
             model.metadata = facts(task, result[own.name].metrics, settings, columns)
@@ -197,11 +197,14 @@ def stand_beside(
     return replace(result, rows=timed)
 
 
-def training_facts(history: History) -> dict[str, Any]:
-    """What the report says of the training: epochs run, epoch kept and its validation loss."""
+def training_facts(history: History, processes: int) -> dict[str, Any]:
+    """What the report says of the training: epochs run, epoch kept, its validation loss, processes that shared it."""
     losses, best = history.column("validation_loss"), history.best_epoch
     loss = losses[best] if 0 <= best < len(losses) else None
-    return {"epochs": len(history.epochs), "best_epoch": best if losses else None, "validation_loss": loss}
+    return {
+        "epochs": len(history.epochs), "best_epoch": best if losses else None, "validation_loss": loss,
+        "processes": processes,
+    }  # fmt: skip
 
 
 def facts(

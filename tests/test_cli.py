@@ -467,10 +467,12 @@ def test_two_processes_measure_the_same_as_one(data, tmp_path, options):
     path, measured = data(), []
     for processes in (1, 2):
         out = tmp_path / str(processes)
-        launch = f"-m accelerate.commands.launch --cpu --num_processes {processes} -m tasks train --data {path} --json"
+        # `accelerate launch --cpu --num_processes 2` starts two processes only under MPI; torch's launcher always does
+        launch = f"-m torch.distributed.run --nproc_per_node {processes} -m tasks train --data {path} --json"
         done = shell(f"{launch} --target y --split part --epochs 2 --out {out} {options}")
         assert done.returncode == 0, done.stderr[-2000:]
         content = json.loads(done.stdout)
+        assert content["data"]["training"]["processes"] == processes
         losses = [content["data"]["training"]["validation_loss"]] if "linear" in options else []
         measured.append([*losses, *(row["value"] for row in content["rows"])])
         assert (out / "model.safetensors").is_file() and not (out / "checkpoint").exists()

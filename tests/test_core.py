@@ -97,11 +97,15 @@ def test_spec_and_build_are_inverse(program, mapping):
 
 
 def test_build_refuses_foreign_code():
-    for bad in ({"_target_": "os.system", "command": "true"}, {"_target_": "reprogram.config.importlib"}):
+    foreign = ({"_target_": "os.system", "command": "true"}, {"_target_": "reprogram.config.importlib"})
+    own = ({"_target_": "reprogram.model.download", "repo_id": "a/b"}, {"_target_": "reprogram.files.umask"})
+    for bad in (*foreign, *own):
         with pytest.raises(rp.DataError, match="expected"):
             build(bad)
     with pytest.raises(rp.DataError, match="unknown"):
         build({"_target_": "reprogram.mapping.LinearMap", "width": 3, "depth": 2})
+    with pytest.raises(rp.DataError, match="unknown"):
+        build({"_target_": "reprogram.sources.load", "name_or_module": "a/b", "download": True})
 
 
 def test_targets_are_in_the_users_units(tiny_source, toy):
@@ -280,6 +284,51 @@ def test_checkpoint_of_another_run_is_refused(tiny_source, toy, tmp_path):
             checkpoint_dir=tmp_path,
             progress=False,
         )
+
+
+def test_checkpoint_over_other_targets_is_refused(tiny_source, toy, tmp_path):
+    texts, y = toy
+    options = {"epochs": 1, "checkpoint_dir": tmp_path, "progress": False}
+    rp.fit(compose(tiny_source, "free", "linear"), {"train": (texts, y)}, **options)
+    with pytest.raises(rp.DataError, match="remove"):
+        rp.fit(compose(tiny_source, "free", "linear"), {"train": (texts, [-v for v in y])}, **options)
+
+
+REFUSED = {
+    "kind": ({"kind": "binary"}, "kind"),
+    "length": ({"y": [1.0] * 10}, "one target per input"),
+    "infinite": ({"y": [float("inf")] * 30}, "row 0"),
+    "text": ({"y": ["high"] * 30}, "number classes"),
+    "fraction": ({"y": [0.5] * 30, "kind": "classification"}, "class indices"),
+    "one class": ({"y": [1] * 30, "kind": "classification"}, "two classes"),
+    "empty column": ({"y": [[1.0, float("nan")]] * 30, "kind": "multilabel"}, "column 1"),
+    "signs": ({"y": [[-1.0]] * 30, "kind": "multilabel"}, "labels 0 and 1"),
+    "outputs": ({"outputs": 3}, "target columns"),
+    "one string": ({"inputs": "C" * 30}, "a list of inputs"),
+    "auto with a map": ({"source": "auto", "mapping": "ridge"}, "name a source"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_adapt_refuses_targets_that_do_not_fit(tiny_source, toy, name):
+    changed, words = REFUSED[name]
+    texts, y = toy
+    given = {"source": tiny_source, "inputs": texts[:30], "y": y[:30], "kind": "regression"} | changed
+    with pytest.raises(rp.DataError, match=words):
+        rp.adapt(given.pop("source"), given.pop("inputs"), given.pop("y"), progress=False, **given)
+
+
+def test_options_of_a_source_come_back_with_the_artefact(tmp_path):
+    smiles = ["CCO", "CCN", "CCC", "c1ccccc1", "CC(=O)O", "CCCl"] * 2
+    model, _ = rp.adapt(
+        rp.load("morgan", radius=3), smiles, np.arange(12.0), program="none", mapping="ridge", progress=False
+    )
+    model.save_pretrained(tmp_path / "model")
+    again = rp.Reprogrammed.from_pretrained(tmp_path / "model")
+    assert np.array_equal(rp.predict(again, smiles), rp.predict(model, smiles))
+    assert rp.load(again.source) is again.source and again.source.spec["radius"] == 3
+    with pytest.raises(ValueError, match="no revision"):
+        rp.load("morgan", revision="v9")
 
 
 def test_damaged_artefacts_are_refused(tiny_source, toy, tmp_path):

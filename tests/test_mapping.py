@@ -194,6 +194,57 @@ def test_folds_hold_every_row_once(kind):
     assert all(not set(a.tolist()) & set(b.tolist()) for a, b in folds(kind, y, 4, 0))
 
 
+def test_folds_keep_groups_whole_and_no_fold_without_training_rows():
+    y = torch.arange(100.0)[:, None]
+    groups = ["large"] * 55 + [f"small {i // 3}" for i in range(45)]
+    for train, test in folds("regression", y, 3, 0, groups):
+        assert not {groups[i] for i in train} & {groups[i] for i in test}
+        assert len(train) >= 25
+    nearly_one = ["large"] * 95 + ["a", "b", "c", "d", "e"]  # cannot be cut into groups: cut without them
+    assert min(len(train) for train, _ in folds("regression", y, 3, 0, nearly_one)) > 60
+
+
+def test_stack_leaves_out_rows_that_a_fold_could_not_predict():
+    y = np.arange(20.0)
+    members = np.stack([y, y[::-1]], 1)
+    expected = stack_weights(members[3:], y[3:])
+    members[:3, 1] = np.nan
+    assert np.allclose(stack_weights(members, y), expected)
+    assert np.allclose(stack_weights(members * np.nan, y), 0.5)
+
+
+def test_a_label_unseen_in_a_fold_is_no_prediction():
+    x, y = torch.randn(12, 3), torch.full((12, 2), torch.nan)
+    y[:, 0] = torch.arange(12) % 2.0
+    for mapping in (
+        rp.LinearMap(3, 2, kind="multilabel", ridge=True),
+        rp.GaussianProcess(3, 2, kind="multilabel"),
+        rp.ForestMap(3, 2, kind="multilabel"),
+    ):
+        mapping.prepare(x, y)
+        mapping.refit(x, y)
+        assert mapping(x)[:, 0].isfinite().all() and mapping(x)[:, 1].isnan().all()
+
+
+def test_rare_and_absent_classes_keep_their_share():
+    x, y = torch.randn(25, 3), torch.zeros(25, dtype=torch.long)
+    y[0] = 1
+    for outputs in (2, 3):
+        probe = rp.LinearMap(3, outputs, kind="classification", ridge=True).refit(x, y)
+        share = probe(x).softmax(-1).mean(0).detach()
+        assert share[1] == pytest.approx(1.5 / 26.0, abs=0.03) and (share > 0.005).all()
+
+
+def test_tanimoto_refuses_what_are_no_counts():
+    gp = rp.GaussianProcess(4, kernels=("tanimoto",))
+    with pytest.raises(rp.DataError, match="counts"):
+        gp.prepare(torch.rand(6, 4), torch.rand(6, 1))
+    large = torch.tensor([[300.0, 1, 0, 2], [10, 1, 0, 2], [0, 0, 3, 1], [1, 0, 3, 0]])
+    gp.prepare(large, torch.tensor([[1.0], [2], [3], [4]]))
+    gp.refit(large, torch.tensor([[1.0], [2], [3], [4]]))
+    assert torch.equal(gp(large), gp(large.clamp(max=255)))
+
+
 def test_calibration_repairs_overconfident_scores():
     generator = torch.Generator().manual_seed(0)
     logit = torch.randn(2000, 2, generator=generator)

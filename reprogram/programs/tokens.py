@@ -51,7 +51,7 @@ class TargetTokens(nn.Module):
                 f"expected a source with a token embedding table, got '{source.name}' ({source.takes}); use minilm, chemnet, …"
             )
         codec, table = source.codec, source.embedding.detach()
-        self.limit = min(self.max_length, codec.max_length)
+        self.limit = min(self.max_length, codec.max_length - len(codec.before) - len(codec.after))
         self.register_buffer("before", table[list(codec.before)], persistent=False)
         self.register_buffer("after", table[list(codec.after)], persistent=False)
         if first_binding(self, source):
@@ -147,8 +147,8 @@ class Dictionary(TargetTokens):
         known = torch.tensor([i for i in same if i is not None], dtype=torch.long)
         chosen = torch.cat([known, chosen]).unique()[: max(self.atoms, len(known))]
         self.register_buffer("dictionary", table[chosen], persistent=False)
-        wanted = starting_rows(table, same, self.seed).double().numpy()
-        basis = self.dictionary.double().numpy()
+        wanted = starting_rows(table, same, self.seed).double().cpu().numpy()
+        basis = self.dictionary.double().cpu().numpy()
         if self.sparsity is None:
             codes = np.linalg.lstsq(basis.T, wanted.T, rcond=None)[0].T
         else:
@@ -195,6 +195,16 @@ class SoftPrompt(SourceCodec):
         self.register_buffer("embedding", source.embedding.detach(), persistent=False)
         if new:
             self.prompt = nn.Parameter(starting_rows(self.embedding, [None] * (self.prompt_length - 1), self.seed))
+
+    def encode(self, inputs: Sequence[Any]) -> list[Record]:
+        records, limit = super().encode(inputs), self.codec.max_length - self.prompt_length
+        for row, record in enumerate(records):
+            if self.length(record) > limit:
+                raise DataError(
+                    f"expected at most {limit} tokens beside a prompt of {self.prompt_length}, got {self.length(record)} "
+                    f"for {shorten(str(inputs[row]))} in row {row}; drop it or shorten the prompt"
+                )
+        return records
 
     def forward(self, batch: Batch) -> Batch:
         ids, mask = batch["input_ids"], batch["attention_mask"]

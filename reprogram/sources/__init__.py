@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from torch import nn
 
+from reprogram.config import buildable
 from reprogram.sources.base import Batch, Codec, FeatureCodec, Features, Record, Source, TokenCodec
 from reprogram.sources.black_box import BlackBox
 from reprogram.sources.catalogue import ENTRIES, SourceInfo, catalogue
@@ -19,6 +20,7 @@ __all__ = [
 ]  # fmt: skip
 
 
+@buildable
 def load(
     name_or_module: str | os.PathLike[str] | nn.Module, *, revision: str | None = None,
     weights: Literal["pretrained", "random"] = "pretrained", seed: int = 0, **options: Any,
@@ -35,6 +37,8 @@ def load(
     """
     if weights not in ("pretrained", "random"):
         raise ValueError(f"expected weights to be 'pretrained' or 'random', got {weights!r}; choose one")
+    if isinstance(name_or_module, Source) and weights == "pretrained":
+        return name_or_module
     if isinstance(name_or_module, nn.Module):
         source, spec = wrap(name_or_module, revision=revision or "", **options), None
     else:
@@ -64,6 +68,10 @@ def wrap(module: nn.Module, **options: Any) -> Source:
 def named(name: str, revision: str | None, **options: Any) -> Source:
     """A catalogue name, else a folder or hub id."""
     if name in ENTRIES:
+        if revision is not None:
+            raise ValueError(
+                f"expected no revision for the installed source '{name}', got {revision!r}; install the version you want"
+            )
         return ENTRIES[name].load(**options)
     if not os.path.isdir(name):  # noqa: PTH112 - the name may be a hub id, which is no path
         near = difflib.get_close_matches(name.lower(), ENTRIES, n=1, cutoff=0.75)
