@@ -34,7 +34,6 @@ def adapt_auto(
     kind: str,
     sources: Sequence[Source] | None = None,
     outputs: int | None = None,
-    groups: Sequence[Any] | None = None,
     reprogrammed: bool = True,
     epochs: int | None = None,
     seed: int = 0,
@@ -84,7 +83,7 @@ def adapt_auto(
 
     held_out = torch.zeros(len(plan.readouts()), len(y), plan.outputs)
     count = FOLDS_SMALL if len(y) <= SMALL else FOLDS
-    for number, (train, test) in enumerate(folds(kind, y, count, seed, groups)):
+    for number, (train, test) in enumerate(folds(kind, y, count, seed)):
         z, _, _ = trained(train.tolist(), f"fold{number}")
         for m, readout in enumerate(plan.readouts()):
             readout.prepare(z[train], y[train])

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -214,30 +213,14 @@ def tune_hyperparameters(gp: nn.Module, features: Tensor, y: Tensor, *, iteratio
     write(minimize(objective, start, jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": iterations}).x)
 
 
-def folds(
-    kind: str, y: Tensor, count: int, seed: int, groups: Sequence[Any] | None = None
-) -> list[tuple[Tensor, Tensor]]:
-    """Shuffled (train, test) row indices, stratified for classes; as many folds as the rarest class allows.
+def folds(kind: str, y: Tensor, count: int, seed: int) -> list[tuple[Tensor, Tensor]]:
+    """Shuffled (train, test) row indices, stratified for classes; as many folds as the rarest class allows."""
+    from sklearn.model_selection import KFold, StratifiedKFold
 
-    With `groups` no group stands on both sides, so the folds ask for what an unseen group will ask for; where too few
-    groups, one that holds nearly all rows, or classes within them make that impossible, the rows are cut without them.
-    """
-    from sklearn.model_selection import GroupKFold, KFold, StratifiedGroupKFold, StratifiedKFold
-
-    rows, labels = np.zeros(len(y)), y.cpu().numpy() if kind == "classification" else None
-    count = min(count, len(y))
-    cuts = []
-    if groups is not None and len(set(groups)) >= count:
-        names = np.unique(np.asarray(groups, dtype=str), return_inverse=True)[1]
-        # groups by size, not shuffled: one large scaffold among many small ones must not leave a fold without training rows
-        cutter = GroupKFold(count) if labels is None else StratifiedGroupKFold(count)
-        cuts = list(cutter.split(rows, labels, names))
-        whole = labels is None or all(len(set(labels[train])) == len(set(labels)) for train, _ in cuts)
-        balanced = all(len(train) >= len(y) / 4 and len(test) for train, test in cuts)
-        cuts = cuts if whole and balanced else []
-    if not cuts and labels is not None:
+    rows, count = np.zeros(len(y)), min(count, len(y))
+    if kind == "classification":
         count = max(2, min(count, int(torch.bincount(y.long()).clamp_min(1).min())))
-        cuts = StratifiedKFold(count, shuffle=True, random_state=seed).split(rows, labels)
-    elif not cuts:
+        cuts = StratifiedKFold(count, shuffle=True, random_state=seed).split(rows, y.cpu().numpy())
+    else:
         cuts = KFold(count, shuffle=True, random_state=seed).split(rows)
     return [(torch.from_numpy(train), torch.from_numpy(test)) for train, test in cuts]

@@ -33,7 +33,6 @@ def adapt(
     mapping: str | nn.Module = "auto",
     epochs: int | None = None,
     validation: tuple[Sequence[Any], Any] | None = None,
-    groups: Sequence[Any] | None = None,
     seed: int = 0,
     progress: bool = True,
     accelerator: Any = None,
@@ -55,8 +54,6 @@ def adapt(
             a program that does not carry over is given little weight.
         epochs: passes over the rows; by default about 20 updates with the evidence, 40 passes with a trained map.
         validation: rows that choose the epoch where no folds are used; without them the last epoch is kept.
-        groups: a group for each row, such as its scaffold: folds then keep groups whole, which is the right question
-            when the model will meet new groups.
 
     Raises:
         DataError: unknown names, or targets that do not fit `kind`, the inputs or `outputs`.
@@ -71,13 +68,13 @@ def adapt(
                 "expected program 'auto' or 'none' and mapping 'auto' with source 'auto', which chooses both, got "
                 f"'{program}' and '{mapping}'; name a source"
             )
-        options = common | {"outputs": outputs, "groups": groups, "epochs": epochs, "reprogrammed": program == "auto"}
+        options = common | {"outputs": outputs, "epochs": epochs, "reprogrammed": program == "auto"}
         return adapt_auto(inputs, y, kind=kind, **options)
     source = source if isinstance(source, Source) else load(source)
     outputs = outputs or count_outputs(kind, y)
     if program == "auto" and mapping == "auto" and len(inputs) >= FEW:
         return adapt_auto(
-            inputs, y, kind=kind, outputs=outputs, groups=groups, epochs=epochs, sources=[source], **common
+            inputs, y, kind=kind, outputs=outputs, epochs=epochs, sources=[source], **common
         )  # fmt: skip
     if not source.differentiable and program not in ("auto", "none"):
         raise DataError(

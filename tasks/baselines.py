@@ -146,9 +146,7 @@ class Kit:
 
     def adapt(self, make: Callable[..., Source]) -> Train:
         """Reprogram `make(source, seed=seed)` by the default recipe."""
-        return lambda p: adapt(
-            make(self.source, seed=p.seed), p.inputs, p.y, groups=p.groups, progress=False, **self.given(p)
-        )[0]
+        return lambda p: adapt(make(self.source, seed=p.seed), p.inputs, p.y, progress=False, **self.given(p))[0]
 
     def pick(self, reprogrammed: bool) -> Train:
         """What "auto" picks from the sources at hand."""
@@ -159,7 +157,7 @@ class Kit:
         return self.stacked(p, [self.table.source(self.source)], False)
 
     def stacked(self, p: Problem, sources: list[Source], reprogrammed: bool) -> Reprogrammed:
-        options = self.given(p) | {"sources": sources, "reprogrammed": reprogrammed, "groups": p.groups}
+        options = self.given(p) | {"sources": sources, "reprogrammed": reprogrammed}
         return adapt_auto(p.inputs, p.y, progress=False, **options)[0]
 
     def tune(self, rank: int | None, rate: float) -> Train:
@@ -251,7 +249,7 @@ def problem_of(task: Task, seed: int) -> Problem:
     outputs = {"regression": 1, "multilabel": task.targets.shape[-1]}.get(task.kind)
     if outputs is None:
         outputs = max(2, len(task.classes), int(y.max()) + 1)
-    return Problem(task.kind, outputs, inputs, y, [task.inputs[i] for i in rows], seed, task.groups_of("train"))
+    return Problem(task.kind, outputs, inputs, y, [task.inputs[i] for i in rows], seed)
 
 
 def tidy(kind: str, values: np.ndarray) -> np.ndarray:

@@ -26,8 +26,7 @@ CLIP = 8.0  # standard deviations: a descriptor that is constant in training mus
 class Problem:
     """Labelled training rows and unlabelled test rows: all that a learner ever sees.
 
-    Shapes: y (n,), class indices (n,), or (n, T) with NaN for missing labels; `outputs` is 1, classes, or T. `groups`
-    are those of the training rows that the split kept whole, such as scaffolds.
+    Shapes: y (n,), class indices (n,), or (n, T) with NaN for missing labels; `outputs` is 1, classes, or T.
     """
 
     kind: Kind
@@ -36,7 +35,6 @@ class Problem:
     y: Array
     test: list[str]
     seed: int
-    groups: list[str] | None = None
 
     def fold(self, train: Array, test: Array) -> Problem:
         """The same problem on some training rows, with others as its test rows."""

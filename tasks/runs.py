@@ -85,7 +85,7 @@ def train_task(
     with checkpoints(out, fingerprint(task, settings), accelerator) as checkpoint_dir:
         model, history = adapt(
             source, *task.part("train"), kind=task.kind, outputs=outputs(task), program=program, mapping=mapping,
-            epochs=epochs, validation=task.part("validation"), groups=task.groups_of("train"), seed=seed, progress=progress, accelerator=accelerator,
+            epochs=epochs, validation=task.part("validation"), seed=seed, progress=progress, accelerator=accelerator,
             checkpoint_dir=checkpoint_dir,
         )  # fmt: skip
         guesses = {part: guess(model, task, part, accelerator) for part in ("validation", "test")}

@@ -76,7 +76,6 @@ class Task:
     Shapes: n inputs, T labels. `targets` is (n,) in the user's units (regression) or class indices (classification),
     or (n, T) of 0/1 with NaN where a label is missing (multilabel). `classes` names the classes, or the labels of a
     multilabel task. `split` holds disjoint row indices for "train", "validation", "test"; rows in none are left out.
-    `groups` names what the split kept whole, one group per input such as its scaffold; none for other splits.
 
     Raises: DataError when shapes, kind or split contradict each other.
     """
@@ -91,7 +90,6 @@ class Task:
     source: str = ""
     license: str = ""
     split: Mapping[str, np.ndarray] = field(default_factory=dict)
-    groups: tuple[str, ...] = ()
     report: ReadReport = ReadReport()
 
     def __post_init__(self) -> None:
@@ -101,8 +99,6 @@ class Task:
             raise DataError(f"expected one target per input, got {len(self.inputs)} and {len(self.targets)}")
         if self.targets.ndim != (2 if self.kind == "multilabel" else 1):
             raise DataError(f"expected (n,) targets, or (n, T) for multilabel, got {self.targets.shape}")
-        if self.groups and len(self.groups) != len(self.inputs):
-            raise DataError(f"expected one group per input or none, got {len(self.groups)} for {len(self.inputs)}")
         if unknown := sorted(set(self.split) - set(PARTS)):
             raise DataError(f"expected the parts {', '.join(PARTS)} in a split, got {unknown[0]!r}")
         rows = np.concatenate([np.asarray(r, dtype=int) for r in self.split.values()] or [np.zeros(0, dtype=int)])
@@ -122,10 +118,6 @@ class Task:
             raise DataError(f"expected a part among {', '.join(self.split)}, got {name!r}")
         rows = self.split[name]
         return [self.inputs[i] for i in rows], self.targets[rows]
-
-    def groups_of(self, name: str) -> list[str] | None:
-        """The groups of one part, for folds that ask what the split asks; None where the split kept none whole."""
-        return [self.groups[i] for i in self.split[name]] if self.groups else None
 
     def subset(self, train_size: int, seed: int = 0) -> Task:
         """The same task with a label budget: `train_size` rows of the training part, drawn by `seed`.

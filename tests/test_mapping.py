@@ -194,16 +194,6 @@ def test_folds_hold_every_row_once(kind):
     assert all(not set(a.tolist()) & set(b.tolist()) for a, b in folds(kind, y, 4, 0))
 
 
-def test_folds_keep_groups_whole_and_no_fold_without_training_rows():
-    y = torch.arange(100.0)[:, None]
-    groups = ["large"] * 55 + [f"small {i // 3}" for i in range(45)]
-    for train, test in folds("regression", y, 3, 0, groups):
-        assert not {groups[i] for i in train} & {groups[i] for i in test}
-        assert len(train) >= 25
-    nearly_one = ["large"] * 95 + ["a", "b", "c", "d", "e"]  # cannot be cut into groups: cut without them
-    assert min(len(train) for train, _ in folds("regression", y, 3, 0, nearly_one)) > 60
-
-
 def test_stack_leaves_out_rows_that_a_fold_could_not_predict():
     y = np.arange(20.0)
     members = np.stack([y, y[::-1]], 1)

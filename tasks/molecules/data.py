@@ -111,12 +111,7 @@ def read_molecules(data: Any, *, smiles: str = "smiles", **standardisation: Any)
 
 def scaffold_split(inputs: Sequence[str], *, fractions: Sequence[float] = FRACTIONS) -> Split:
     """Deterministic Bemis-Murcko split: no scaffold is in two parts (see `tasks.splits.group_split`)."""
-    return group_split(scaffolds(inputs), fractions=fractions)
-
-
-def scaffolds(inputs: Sequence[str]) -> tuple[str, ...]:
-    """The Bemis-Murcko scaffold of every molecule."""
-    return tuple(scaffold(smiles) for smiles in inputs)
+    return group_split([scaffold(smiles) for smiles in inputs], fractions=fractions)
 
 
 def resplit(task: Task, split: str, *, seed: int = 0, fractions: Sequence[float] = FRACTIONS) -> Task:
@@ -124,9 +119,8 @@ def resplit(task: Task, split: str, *, seed: int = 0, fractions: Sequence[float]
     if split not in ("scaffold", "random"):
         raise DataError(f'expected split "scaffold" or "random", got {short(split)}')
     if split == "scaffold":
-        groups = scaffolds(task.inputs)
-        return replace(task, split=group_split(groups, fractions=fractions), groups=groups)
-    return replace(task, split=random_split(len(task), seed=seed, fractions=fractions), groups=())
+        return replace(task, split=scaffold_split(task.inputs, fractions=fractions))
+    return replace(task, split=random_split(len(task), seed=seed, fractions=fractions))
 
 
 @dataclass(frozen=True)
@@ -159,8 +153,7 @@ class _Reader:
         if not merged.inputs:
             raise DataError(f"expected usable labels in {table.origin}, got conflicting classes for every molecule")
         encoded = encode(merged.labels, kind=kind, positive=self.positive, order=dict(table.order))
-        groups = () if parts or self.split == "random" else scaffolds(merged.inputs)
-        cut, note = self._cut(merged, parts, groups, encoded, seed, shares)
+        cut, note = self._cut(merged, parts, encoded, seed, shares)
         report = ReadReport(
             origin=table.origin,
             numbering=table.numbering,
@@ -172,7 +165,7 @@ class _Reader:
         )
         return Task(
             inputs=merged.inputs, targets=encoded.targets, kind=encoded.kind, metric=rank_metric(encoded.kind),
-            classes=encoded.classes, split=cut, groups=groups, report=report, **facts,
+            classes=encoded.classes, split=cut, report=report, **facts,
         )  # fmt: skip
 
     def _split_column(self) -> str | None:
@@ -207,22 +200,16 @@ class _Reader:
         return values
 
     def _cut(
-        self,
-        merged: Merge,
-        parts: str | None,
-        groups: Sequence[str],
-        labels: Labels,
-        seed: int,
-        shares: tuple[float, float, float],
+        self, merged: Merge, parts: str | None, labels: Labels, seed: int, shares: tuple[float, float, float]
     ) -> tuple[Split, str]:
         note = ""
         if parts:
             share = shares[1] / (shares[0] + shares[1])
             cut, note = given_split(merged.words, merged.rows, parts, seed=seed, share=share)
-        elif groups:
-            cut = group_split(groups, fractions=shares)
-        else:
+        elif self.split == "random":
             cut = random_split(len(merged.inputs), seed=seed, fractions=shares)
+        else:
+            cut = scaffold_split(merged.inputs, fractions=shares)
         train = labels.targets[cut["train"]]
         if labels.kind != "multilabel" and len(np.unique(train)) < 2:
             what = "values" if labels.kind == "regression" else "classes"
