@@ -23,6 +23,17 @@ def writable(path: Path) -> Iterator[None]:
         ) from error
 
 
+def check_place(folder: Path) -> None:
+    """Refuse a place that cannot be written before minutes are spent; leaves nothing there."""
+    with writable(folder):
+        nearest = next(p for p in (folder, *folder.absolute().parents) if p.exists())
+        if not nearest.is_dir():
+            raise DataError(
+                f"expected a folder to write to, got {folder}, but {nearest} is a file; choose another name"
+            )
+        tempfile.TemporaryDirectory(dir=nearest).cleanup()
+
+
 @contextmanager
 def atomic_file(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; it takes the place of `path` only when the block ends well."""

@@ -91,7 +91,7 @@ class Reprogrammed(nn.Module):
         `metadata` lands in the config; of it the card shows `task`, a mapping of facts, and `metrics`, estimates by name
         with value, low, high and n. Raises DataError when the folder cannot be written or `metadata` has another form.
         """
-        from reprogram.card import model_card
+        from reprogram.card import checked_metadata, model_card, readouts
 
         metadata = to_spec(self.metadata | metadata)
         tensors = save_tensors({k: v.detach().cpu().contiguous() for k, v in self.learned_state().items()})
@@ -108,7 +108,8 @@ class Reprogrammed(nn.Module):
             },
             "mapping": to_spec(self.mapping),
             "weights_sha256": hashlib.sha256(tensors).hexdigest(),
-            "metadata": metadata,
+            "readouts": readouts(self),
+            "metadata": checked_metadata(metadata),
         }
         card = model_card(config, len(tensors))
         with atomic_folder(folder) as writing:
@@ -127,6 +128,8 @@ class Reprogrammed(nn.Module):
         `source` is needed only when the artefact was trained on a module that no name can bring back. Raises DataError
         for a missing, truncated or altered artefact and for a source whose digest differs.
         """
+        from reprogram.card import checked_metadata
+
         config, tensors = read_artefact(folder_or_id, revision)
         try:
             spec = config["source"]
@@ -149,7 +152,7 @@ class Reprogrammed(nn.Module):
             raise DataError(
                 f"expected a complete artefact in {folder_or_id}, got one that does not fit ({reason})"
             ) from error
-        model.metadata = config.get("metadata", {})
+        model.metadata = checked_metadata(config.get("metadata", {}))
         return model.eval()
 
     def push_to_hub(self, repo_id: str, *, private: bool = False, token: str | None = None) -> str:

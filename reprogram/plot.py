@@ -71,7 +71,7 @@ def parity(
     ax = new_axes(width=4.6, height=4.6) if ax is None else ax
     if bounds[0] is not None and bounds[1] is not None:
         ax.vlines(y, bounds[0][known], bounds[1][known], color=COLOURS[0], alpha=0.25, linewidth=1.2, zorder=2)
-    both = np.concatenate([y, p])
+    both = np.concatenate([y, p, *(b[known] for b in bounds if b is not None)])
     margin = 0.05 * (np.ptp(both) or 1.0)
     limits = (both.min() - margin, both.max() + margin)
     ax.plot(limits, limits, color=GREY, linewidth=1, zorder=1)
@@ -99,9 +99,17 @@ def history(record: History, ax: Axes | None = None) -> Axes:
     ax.set_xlabel("epoch")
     columns = [c for c in ("validation_loss", "train_loss") if record.column(c)]
     axes = [ax, ax.twinx()] if len(columns) > 1 else [ax]
-    for place, column, colour in zip(axes, columns, COLOURS, strict=False):
+    for place, column, colour, marker in zip(axes, columns, COLOURS, "os", strict=False):
         epochs = [row["epoch"] + 1 for row in record.epochs if column in row]
-        place.plot(epochs, record.column(column), color=colour, marker="o", markersize=3, linewidth=1.5)
+        place.plot(
+            epochs,
+            record.column(column),
+            color=colour,
+            marker=marker,
+            markersize=4,
+            linewidth=1.5,
+            linestyle="-" if place is ax else "--",
+        )
         place.set_ylabel(column.replace("_", " ").replace("train ", "training "), color=colour)
         place.tick_params(axis="y", labelcolor=colour)
         place.spines["top"].set_visible(False)

@@ -130,6 +130,8 @@ def programmable(source: Source) -> bool:
 def build_program(program: str | nn.Module, source: Source, inputs: Sequence[Any], seed: int) -> nn.Module:
     """A program by name, with the vocabulary of the training inputs where it needs one."""
     if isinstance(program, nn.Module):
+        if not hasattr(program, "bind"):
+            raise DataError(f"expected a program, got {type(program).__name__}; see reprogram.programs")
         return program
     if program not in PROGRAMS:
         raise DataError(f"expected program to be one of {', '.join(PROGRAMS)}, got '{program}'")
@@ -150,6 +152,11 @@ def build_program(program: str | nn.Module, source: Source, inputs: Sequence[Any
 def build_mapping(mapping: str | nn.Module, width: int, outputs: int, kind: str) -> nn.Module:
     """A map by name."""
     if isinstance(mapping, nn.Module):
+        got = getattr(mapping, "kind", None), getattr(mapping, "outputs", None)
+        if got != (kind, outputs):
+            raise DataError(
+                f"expected a map for {kind} with {outputs} outputs, got {type(mapping).__name__} for {got[0]} with {got[1]}"
+            )
         return mapping
     if mapping in ("auto", "gp"):
         return GaussianProcess(width, outputs, kind=kind)

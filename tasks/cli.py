@@ -87,7 +87,7 @@ Config = Annotated[
 Smiles = Annotated[str | None, typer.Option(help="Column of SMILES.")]
 Target = Annotated[list[str] | None, typer.Option(help="Column of labels; several make a multilabel task.")]
 Data = Annotated[str, typer.Option(help="CSV, TSV, Parquet or SDF file.")]
-Seed = Annotated[int, typer.Option(help="Seed of everything drawn at random.")]
+Seed = Annotated[int, typer.Option(help="Seed of everything drawn at random.", min=0)]
 Folder = Annotated[str, typer.Argument(help="Folder of a trained model.")]
 
 
@@ -144,8 +144,9 @@ def train(
     parts = {"source": source, "program": spec_or_name(program), "mapping": spec_or_name(mapping)}
     run = train_task(task, out, **parts, epochs=epochs, seed=seed, beside=compare, columns=columns)
     if run.main:
+        dropped = [f"The dropped rows and why: {out}/dropped.csv"] if task.report.dropped else []
         use = f"Use it: reprogram predict {out} --data new.csv --out predictions.csv"
-        show(run.report, as_json, {"folder": out}, [task.report.summary(), f"Written to {out}/", use])
+        show(run.report, as_json, {"folder": out}, [task.report.summary(), *dropped, f"Written to {out}/", use])
 
 
 @app.command()
@@ -230,7 +231,7 @@ def show(report: Report, as_json: bool, extra: dict[str, Any], lines: list[str])
         return typer.echo(json.dumps(report.to_dict() | extra, allow_nan=False))
     names = list(dict.fromkeys(row.metric for row in report.rows))
     size = next((row.train_size for row in report.rows if row.train_size), None)
-    sizes = [f"{size} training labels"] if size else []
+    sizes = [f"{size} training rows"] if size else []
     sizes += [f"{report.rows[0].n} test labels", "95 % intervals"] if report.rows else []
     units = f" ({report.units})" if report.units and report.kind == "regression" else ""
     heads = ["method", "group", *(name + units * (name in ("rmse", "mae")) for name in names), "seconds"]

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from reprogram.errors import DataError
+from reprogram.files import check_place
 from reprogram.model import Reprogrammed
 from tasks.baselines import compare, methods, selected
 from tasks.comparison import Comparison
@@ -17,7 +18,7 @@ from tasks.features import FeatureTable
 from tasks.metrics import METRICS, evaluate, rank_metric
 from tasks.molecules import load_task
 from tasks.report import Report
-from tasks.runs import check_place, facts, guess, publish
+from tasks.runs import facts, guess, publish
 from tasks.task import Task
 
 if TYPE_CHECKING:

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from reprogram.errors import DataError
-from reprogram.files import atomic_file
+from reprogram.files import atomic_file, check_place
 from reprogram.model import Reprogrammed
 from reprogram.train import predict
 from tasks.baselines import tidy
 from tasks.metrics import evaluate
 from tasks.molecules import Molecules, read_molecules
-from tasks.molecules.labels import encode, parse
+from tasks.molecules.labels import parse
 from tasks.molecules.readers import Table, read, short
 from tasks.report import Report, measured
 from tasks.task import Dropped
@@ -64,6 +64,7 @@ def predict_file(
     out = Path(out)
     if out.suffix.lower() not in WRITERS:
         raise DataError(f"expected an output that ends in {' or '.join(WRITERS)}, got {short(str(out), 200)}")
+    check_place(out.parent)
     model = Reprogrammed.from_pretrained(folder)
     about = model.metadata.get("task", {})
     table = read(data)
@@ -136,7 +137,8 @@ def evaluate_file(
 ) -> Report:
     """Metrics of the artefact in `folder` on labelled rows, with 95 % bootstrap intervals.
 
-    Every row counts as it is: nothing is merged or split. Rows without a readable molecule are left out and counted.
+    Every row counts as it is: nothing is merged or split. Rows without a readable molecule or a finite label are left
+    out and counted.
     `smiles` and `target` default to the columns that the model was trained on.
 
     Raises: DataError for a damaged artefact, a missing column, or labels that are not of the model's kind.
@@ -145,20 +147,23 @@ def evaluate_file(
     about, kind = model.metadata.get("task", {}), str(model.mapping.kind)
     table = read(data)
     column = smiles or about.get("smiles") or "smiles"
-    y = labels_of(
-        table, list(target) or list(about.get("target") or []), kind, list(about.get("classes") or []), column
-    )
+    y = labels_of(table, list(target) or list(about.get("target") or []), kind, about, column)
     positions, values, refused = answers(model, read_molecules(data, smiles=column), table)
     values = values[:, 0] if kind == "regression" else tidy(kind, values)
     trained = model.metadata.get("training", {})
     name, group = trained.get("method", model.source.name), trained.get("group", "reprogrammed")
     rows = measured(name, group, evaluate(kind, y[positions], values, seed=seed), seed=seed)
-    facts = {"origin": table.origin, "read": len(table.rows), "kept": len(positions), "dropped": len(refused)}
+    kept = int((~np.isnan(y[positions])).reshape(len(positions), -1).any(1).sum())
+    facts = {"origin": table.origin, "read": len(table.rows), "kept": kept, "dropped": len(table.rows) - kept}
+    facts |= {"unreadable": len(refused)}
     return Report(str(about.get("name") or table.origin), kind, str(about.get("units") or ""), tuple(rows), data=facts)
 
 
-def labels_of(table: Table, targets: list[str], kind: str, classes: list[str], smiles: str) -> np.ndarray:
-    """The label columns as (n,) values or class indices, or (n, T) labels; NaN where a label is missing."""
+def labels_of(table: Table, targets: list[str], kind: str, about: Mapping[str, Any], smiles: str) -> np.ndarray:
+    """The label columns as (n,) values or class indices, or (n, T) labels; NaN where a label is missing.
+
+    Class names mean what they meant in training, which `about` remembers.
+    """
     if not targets:
         targets = [c for c in table.columns if str(c).lower() != smiles.lower()]
         if len(targets) != 1:
@@ -168,17 +173,19 @@ def labels_of(table: Table, targets: list[str], kind: str, classes: list[str], s
     if kind == "regression":
         return numbers_of(parsed[names[0]], table, names[0])
     if kind == "classification":
-        return indices_of(parsed[names[0]], table, names[0], classes)
-    if all(v in (None, 0.0, 1.0) for values in parsed.values() for v in values):
-        return np.asarray([[np.nan if v is None else v for v in parsed[c]] for c in names], dtype=float).T
-    return encode(parsed, kind=kind).targets
+        return indices_of(parsed[names[0]], table, names[0], list(about.get("classes") or []))
+    pairs = list(about.get("label_classes") or [["0", "1"]] * len(names))
+    if len(pairs) != len(names):
+        raise DataError(f"expected {len(pairs)} label columns, as in training, got {len(names)}; name them with target")
+    return np.stack([indices_of(parsed[c], table, c, list(pair)) for c, pair in zip(names, pairs, strict=True)], axis=1)
 
 
 def numbers_of(values: Sequence[Any], table: Table, column: str) -> np.ndarray:
     for row, value in zip(table.rows, values, strict=True):
-        if value is not None and (isinstance(value, str) or not np.isfinite(value)):
-            raise DataError(f"expected finite numbers in column {short(column)}, got {short(value)} at row {row}")
-    return np.asarray([np.nan if v is None else v for v in values], dtype=float)
+        if isinstance(value, str):
+            raise DataError(f"expected numbers in column {short(column)}, got {short(value)} at row {row}")
+    found = np.asarray([np.nan if v is None else v for v in values], dtype=float)
+    return np.where(np.isinf(found), np.nan, found)
 
 
 def indices_of(values: Sequence[Any], table: Table, column: str, classes: list[str]) -> np.ndarray:

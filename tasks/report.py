@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from reprogram.card import readouts_table
 from reprogram.errors import DataError
 from reprogram.files import atomic_folder
 from reprogram.model import versions
@@ -118,7 +119,8 @@ class Report:
         """Verdict and one table: a line per method, a column per metric, value and 95 % interval in each cell."""
         names = [name for name in METRICS if any(row.metric == name for row in self.rows)]
         head = ["method", "group", *names, "seconds"]
-        lines = [f"# {self.task}", "", *(f"- {sentence}" for sentence in (*self.verdict, *self.notes)), ""]
+        said = [f"- {sentence}" for sentence in (*self.verdict, *self.notes)]
+        lines = [f"# {self.task}", "", *(said and [*said, ""])]
         lines += [f"| {' | '.join(head)} |", f"|{' --- |' * len(head)}"]
         lines += [f"| {' | '.join(cells)} |" for cells in self.table(names)]
         first = self.rows[0] if self.rows else None
@@ -126,7 +128,19 @@ class Report:
         made = ", ".join(f"{name} {version}" for name, version in self.versions.items())
         units = f" Errors are in {self.units}." if self.units else ""
         lines += ["", f"Values with 95 % bootstrap intervals; {facts}{self.cores} cores.{units} Made with {made}.", ""]
-        return "\n".join(lines)
+        return "\n".join([*lines, *self.account()])
+
+    def account(self) -> list[str]:
+        """Markdown lines on the rows and on how the model was made, as far as they are known."""
+        data, lines = self.data, []
+        counts = ("read", "kept", "dropped", "merged", "conflicts", "train_rows", "validation_rows", "test_rows")
+        if rows := [f"{key.removesuffix('_rows')} {data[key]}" for key in counts if key in data]:
+            lines += [f"Rows of {data.get('origin', 'the data')}: {', '.join(rows)}.", ""]
+        made = {**data.get("parts", {}), **data.get("training", {})}
+        if made:
+            facts = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in made.items() if value is not None)
+            lines += [f"Made with {facts}.", ""]
+        return [*lines, *readouts_table(data.get("readouts", []))]
 
     def table(self, metrics: Iterable[str]) -> list[list[str]]:
         """Cells of a table: method, group, one cell per metric, seconds; best method first, one line per method."""

@@ -6,7 +6,6 @@ import hashlib
 import json
 import math
 import shutil
-import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,9 +16,10 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from reprogram.card import readouts
 from reprogram.config import build, to_spec
 from reprogram.errors import DataError
-from reprogram.files import atomic_folder, writable
+from reprogram.files import atomic_folder, check_place
 from reprogram.model import Reprogrammed
 from reprogram.train import History, predict
 from tasks.baselines import Group, Method, Prediction, compare, methods, selected, tidy
@@ -93,7 +93,8 @@ def train_task(
         result = stand_beside(
             task, own, source, beside, seed, time.perf_counter() - start, progress and accelerator.is_main_process
         )
-        report = Report.of(result, training=training_facts(history, accelerator.num_processes))
+        made = {"parts": settings, "readouts": readouts(model)}
+        report = Report.of(result, training=training_facts(history, accelerator.num_processes), **made)
         if accelerator.is_main_process:
             settings |= {"method": own.name, "group": own.group}
             model.metadata = facts(task, result[own.name].metrics, settings, columns)
@@ -112,8 +113,7 @@ def prepare_task(
     )
     task = task if train_size is None else task.subset(train_size, seed)
     entry = TASKS.get(data.lower()) if not Path(data).is_file() else None
-    columns = {"smiles": smiles or (entry.smiles if entry else "smiles"), "target": list(target or ())}
-    return task, columns | ({"target": [entry.target]} if entry and not target else {})
+    return task, {"smiles": smiles or (entry.smiles if entry else "smiles"), "target": list(task.target_names)}
 
 
 def spec_or_name(value: str) -> Any:
@@ -124,17 +124,6 @@ def spec_or_name(value: str) -> Any:
         return build(json.loads(value))
     except json.JSONDecodeError as error:
         raise DataError(f"expected a name or a JSON spec with _target_, got {value[:80]} ({error.msg})") from None
-
-
-def check_place(folder: Path) -> None:
-    """Refuse a place that cannot be written before minutes are spent; leaves nothing there."""
-    with writable(folder):
-        nearest = next(p for p in (folder, *folder.absolute().parents) if p.exists())
-        if not nearest.is_dir():
-            raise DataError(
-                f"expected a folder to write to, got {folder}, but {nearest} is a file; choose another name"
-            )
-        tempfile.TemporaryDirectory(dir=nearest).cleanup()
 
 
 def fingerprint(task: Task, settings: Mapping[str, Any]) -> str:
@@ -180,7 +169,7 @@ def own_method(model: Reprogrammed, source: str, values: np.ndarray) -> Method:
     """The trained model as a row of a comparison; without a learned program it is a probe, and called so."""
     programmed = any(True for _ in model.program.parameters())
     name = "auto" if source == "auto" else "reprogrammed" if programmed else f"{source}, no program"
-    group: Group = "reprogrammed" if programmed or source == "auto" else "probe"
+    group: Group = "reprogrammed" if programmed else "probe"
     return Method(
         name, group, lambda task, seed: Prediction(values, learned(model), model), summary=f"{source}, as trained here"
     )
@@ -198,11 +187,11 @@ def stand_beside(
 
 
 def training_facts(history: History, processes: int) -> dict[str, Any]:
-    """What the report says of the training: epochs run, epoch kept, its validation loss, processes that shared it."""
+    """What the report says of the training: epochs run, epoch kept (from 1), its validation loss, processes that shared it."""
     losses, best = history.column("validation_loss"), history.best_epoch
     loss = losses[best] if 0 <= best < len(losses) else None
     return {
-        "epochs": len(history.epochs), "best_epoch": best if losses else None, "validation_loss": loss,
+        "epochs": len(history.epochs), "best_epoch": best + 1 if losses else None, "validation_loss": loss,
         "processes": processes,
     }  # fmt: skip
 
@@ -218,9 +207,10 @@ def facts(
         "units": task.units,
         "source": task.source,
     }
-    about |= {"license": task.license, "classes": list(task.classes)} | dict(columns or {})
+    about |= {"license": task.license, "classes": list(task.classes), "label_classes": task.label_classes}
+    about |= {"target": list(task.target_names)} | dict(columns or {})
     about = about | {f"{part}_rows": len(rows) for part, rows in task.split.items()}
-    about = {key: value for key, value in about.items() if value not in ("", [])}
+    about = {key: value for key, value in about.items() if value not in ("", [], ())}
     known = {name: asdict(e) for name, e in metrics.items() if math.isfinite(e.low)}
     return {"task": about, "metrics": known, "training": dict(settings)}
 

@@ -75,7 +75,7 @@ class Task:
 
     Shapes: n inputs, T labels. `targets` is (n,) in the user's units (regression) or class indices (classification),
     or (n, T) of 0/1 with NaN where a label is missing (multilabel). `classes` names the classes, or the labels of a
-    multilabel task. `split` holds disjoint row indices for "train", "validation", "test"; rows in none are left out.
+    multilabel task, whose two class names, 0 then 1, are in `label_classes`; `target_names` are the columns read. `split` holds disjoint row indices for "train", "validation", "test"; rows in none are left out.
 
     Raises: DataError when shapes, kind or split contradict each other.
     """
@@ -86,6 +86,8 @@ class Task:
     kind: str
     metric: str
     classes: tuple[str, ...] = ()
+    target_names: tuple[str, ...] = ()
+    label_classes: tuple[tuple[str, ...], ...] = ()
     units: str = ""
     source: str = ""
     license: str = ""

@@ -402,7 +402,7 @@ def test_places_that_cannot_be_written(trained, data, tmp_path):
     below = path / "run"
     refused(train(path, below), str(path), "file")
     refused(call("demo", "--out", below), str(path))
-    refused(call("predict", trained, "--data", path, "--out", path / "p.csv"), "could not write")
+    refused(call("predict", trained, "--data", path, "--out", path / "p.csv"), "is a file")
     assert path.is_file() and [p.name for p in tmp_path.iterdir()] == ["my.csv"]
 
 
@@ -459,6 +459,73 @@ def test_the_real_command_from_a_shell(data, tmp_path):
     assert json.loads(done.stdout)["task"] == "my" and "Traceback" not in done.stderr
     done = shell(f"-m tasks train --data {path} --target why --out {out}")
     assert done.returncode == 2 and done.stdout == "" and done.stderr.splitlines()[-1].startswith("error: ")
+
+
+def test_label_names_mean_in_evaluation_what_they_meant_in_training(tmp_path):
+    frame = table()
+    frame["acid"] = np.where(frame["y"] > frame["y"].median(), "A", "B")
+    frame["base"] = np.where(np.arange(len(frame)) % 3 == 0, 1, 2)
+    path = tmp_path / "labels.csv"
+    frame.drop(columns="y").to_csv(path, index=False)
+    out = tmp_path / "run"
+    options = [
+        "--target",
+        "acid",
+        "--target",
+        "base",
+        "--split",
+        "part",
+        "--source",
+        "descriptors",
+        "--program",
+        "none",
+    ]
+    done = call("train", "--data", path, *options, "--out", out)
+    assert done.exit_code == 0, done.stderr
+    result = call("evaluate", out, "--data", path, "--json")
+    assert result.exit_code == 0, result.stderr
+    values = {row["metric"]: row["value"] for row in json.loads(result.stdout)["rows"]}
+    assert values["roc_auc"] > 0.6
+    flipped = Reprogrammed.from_pretrained(out).metadata["task"]["label_classes"]
+    assert flipped == [["A", "B"], ["1", "2"]]
+
+
+def test_an_inferred_target_and_the_readouts_are_remembered(tmp_path):
+    path, out = tmp_path / "mine.csv", tmp_path / "run"
+    frame = table().drop(columns="part")
+    frame.to_csv(path, index=False)
+    done = call("train", "--data", path, "--split", "random", "--source", "descriptors", "--out", out)
+    assert done.exit_code == 0, done.stderr
+    metadata = Reprogrammed.from_pretrained(out).metadata
+    assert metadata["task"]["target"] == ["y"]
+    weights = [r["weight"] for r in json.loads((out / "report.json").read_text())["data"]["readouts"]]
+    assert sum(weights) == pytest.approx(1)
+    for name in ("README.md", "report.md"):
+        assert "| descriptors |" in (out / name).read_text() and "0% of the weight" in (out / name).read_text()
+    assert "learned output map" in (out / "README.md").read_text()
+    frame.loc[0, "y"] = np.inf
+    frame.loc[1, "y"] = np.nan
+    frame.to_csv(path, index=False)
+    facts = json.loads(call("evaluate", out, "--data", path, "--json").stdout)
+    assert facts["data"]["dropped"] == 2 and facts["rows"][0]["n"] == len(frame) - 2
+
+
+def test_specs_in_the_wrong_role_are_refused(data, tmp_path):
+    spec = '{"_target_": "reprogram.mapping.LinearMap", "width": 2048, "outputs": %d, "kind": "%s"}'
+    out = tmp_path / "run"
+    refused(train(data(), out, "--program", spec % (1, "regression"), "--mapping", "ridge"), "expected a program")
+    for outputs, kind in ((3, "regression"), (2, "classification")):
+        refused(train(data(), out, "--program", "none", "--mapping", spec % (outputs, kind)), "expected a map for")
+
+
+@pytest.mark.parametrize("metadata", [None, {"task": [1]}, {"task": {"target": 3}}, {"metrics": {"rmse": 1.0}}])
+def test_artefacts_with_strange_metadata_are_refused(trained, data, tmp_path, metadata):
+    import shutil
+
+    folder = shutil.copytree(trained, tmp_path / "copy")
+    config = json.loads((folder / "config.json").read_text()) | {"metadata": metadata}
+    (folder / "config.json").write_text(json.dumps(config))
+    refused(call("predict", folder, "--data", data(), "--out", tmp_path / "p.csv"), "metadata")
 
 
 @pytest.mark.slow

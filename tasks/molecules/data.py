@@ -165,7 +165,7 @@ class _Reader:
         )
         return Task(
             inputs=merged.inputs, targets=encoded.targets, kind=encoded.kind, metric=rank_metric(encoded.kind),
-            classes=encoded.classes, split=cut, report=report, **facts,
+            classes=encoded.classes, target_names=tuple(targets), label_classes=encoded.label_classes, split=cut, report=report, **facts,
         )  # fmt: skip
 
     def _split_column(self) -> str | None:

@@ -60,11 +60,12 @@ def check_types(values: Sequence[Value], rows: Sequence[int], column: str) -> No
 
 @dataclass(frozen=True)
 class Labels:
-    """Targets (n,) or (n, T), their kind, and the names of the classes or labels."""
+    """Targets (n,) or (n, T), their kind, the names of the classes or labels, and of each label's two classes."""
 
     targets: np.ndarray
     kind: str
     classes: tuple[str, ...]
+    label_classes: tuple[tuple[str, ...], ...] = ()
 
 
 def infer_kind(columns: dict[str, list[Value]], kind: str | None = None) -> str:
@@ -111,14 +112,17 @@ def encode(
     if len(distinct) < 2:
         raise DataError(f"expected two classes in column {short(column)}, got one class only {_shown(distinct)}")
     if len(distinct) > max(20, len(values) // 2):
-        raise DataError(f"expected class labels in column {short(column)}, got {len(distinct)} in {len(values)} rows")
+        raise DataError(
+            f"expected class labels in column {short(column)}, got {len(distinct)} different texts in {len(values)} rows; "
+            "write numbers with a decimal point"
+        )
     classes = _classes(distinct, column, positive, order.get(column))
     places = {name: float(i) for i, name in enumerate(classes)}
     return Labels(np.asarray([places[_name(v)] for v in values]), kind, classes)
 
 
 def _multilabel(columns: dict[str, list[Value]], positive: str | None, order: dict[str, tuple[str, ...]]) -> Labels:
-    targets = []
+    targets, pairs = [], []
     for column, values in columns.items():
         distinct = {v for v in values if v is not None}
         if len(distinct) > 2:
@@ -128,9 +132,10 @@ def _multilabel(columns: dict[str, list[Value]], positive: str | None, order: di
             )
         if len(distinct) < 2:
             raise DataError(f"expected both classes in column {short(column)}, got one class only {_shown(distinct)}")
-        places = {name: float(i) for i, name in enumerate(_classes(distinct, column, positive, order.get(column)))}
+        pairs.append(_classes(distinct, column, positive, order.get(column)))
+        places = {name: float(i) for i, name in enumerate(pairs[-1])}
         targets.append([math.nan if v is None else places[_name(v)] for v in values])
-    return Labels(np.asarray(targets, dtype=float).T, "multilabel", tuple(columns))
+    return Labels(np.asarray(targets, dtype=float).T, "multilabel", tuple(columns), tuple(pairs))
 
 
 def _classes(
