@@ -20,7 +20,7 @@ from reprogram.readout import folds
 from reprogram.side_by_side import Parallel, SideBySide
 from reprogram.sources import Source, catalogue, load
 from reprogram.stack import Stack
-from reprogram.train import History, adam, evidence, fit, momentum
+from reprogram.train import History, adam, default_accelerator, evidence, fit, momentum
 
 SOURCES = ("minimol", "descriptors", "morgan", "chemnet")
 STEPS, FULL_BATCH, FEW_ROWS = 20, 256, 100
@@ -50,8 +50,6 @@ def adapt_auto(
     Args as in `adapt`; `sources` replaces the default ones and `reprogrammed=False` leaves the program out (the control
     that shows what reprogramming adds). Raises DataError when fewer than ten labelled rows are given.
     """
-    from accelerate import Accelerator
-
     sources = list(sources) if sources is not None else default_sources()
     inputs, y = list(inputs), target_tensor(y, kind)
     if len(y) < 10:
@@ -60,7 +58,7 @@ def adapt_auto(
         )
     if not sources:
         raise DataError("expected at least one source, got none; run `pip install 'reprogram[molecules]'`")
-    accelerator = accelerator or Accelerator()
+    accelerator = accelerator or default_accelerator()
     plan = Plan(sources, kind, outputs or count_outputs(kind, y), reprogrammed)
     options = {"epochs": epochs, "seed": seed, "progress": progress, "accelerator": accelerator}
 

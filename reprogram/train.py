@@ -163,13 +163,18 @@ def fit(
     return history
 
 
+def default_accelerator() -> Any:
+    """An `Accelerator` on the GPU where there is one; else told so, or two processes on a CPU would not know each other."""
+    from accelerate import Accelerator
+
+    return Accelerator(cpu=not torch.cuda.is_available())
+
+
 class Loop:
     """The moving parts of `fit`: encoded data, batches, one step, validation, checkpoints."""
 
     def __init__(self, model, data, loss, gradient, optimizer, epochs, batch_size, clip, seed, accelerator):
-        from accelerate import Accelerator
-
-        self.accelerator = accelerator or Accelerator()
+        self.accelerator = accelerator or default_accelerator()
         self.model, self.loss, self.gradient = model.to(self.accelerator.device), loss, gradient
         self.batch_size, self.clip, self.seed = batch_size, clip, seed
         self.parts = {name: self.encoded(name, *pair) for name, pair in data.items() if name in ("train", "validation")}

@@ -21,7 +21,7 @@ from reprogram.config import build, to_spec
 from reprogram.errors import DataError
 from reprogram.files import atomic_folder, check_place
 from reprogram.model import Reprogrammed
-from reprogram.train import History, predict
+from reprogram.train import History, default_accelerator, predict
 from tasks.baselines import Group, Method, Prediction, compare, methods, selected, tidy
 from tasks.comparison import Comparison
 from tasks.controls import learned
@@ -72,13 +72,11 @@ def train_task(
 
     Raises: DataError when the data or the names do not fit, or `out` cannot be written.
     """
-    from accelerate import Accelerator
-
     from reprogram.recipes import adapt
 
     if beside not in COMPARE:
         raise DataError(f"expected compare to be one of {', '.join(COMPARE)}, got '{beside}'")
-    out, accelerator = Path(out), accelerator or Accelerator()
+    out, accelerator = Path(out), accelerator or default_accelerator()
     check_place(out)
     settings = to_spec({"source": source, "program": program, "mapping": mapping, "epochs": epochs, "seed": seed})
     start = time.perf_counter()
