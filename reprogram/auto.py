@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -13,17 +15,18 @@ from reprogram.errors import DataError
 from reprogram.features import features_of, target_tensor
 from reprogram.forest import ForestMap
 from reprogram.gaussian_process import GaussianProcess
-from reprogram.mapping import LinearMap, probabilities
+from reprogram.mapping import Kind, LinearMap, probabilities
 from reprogram.model import Reprogrammed
 from reprogram.programs import Identity
 from reprogram.readout import folds
 from reprogram.side_by_side import Parallel, SideBySide
 from reprogram.sources import Source, catalogue, load
-from reprogram.stack import Stack
+from reprogram.stack import Stack, unit_scale
 from reprogram.train import History, adam, default_accelerator, evidence, fit, momentum
 
-SOURCES = ("minimol", "descriptors", "morgan", "chemnet")
+SOURCES = ("minimol", "descriptors", "morgan")
 STEPS, FULL_BATCH, FEW_ROWS = 20, 256, 100
+LEFT_OUT = "the program was left out: it did not predict held-out rows better than the untouched source"
 SMALL, FOLDS_SMALL, FOLDS = 100, 3, 2  # few rows cannot spare half of them; many rows make each fold expensive
 
 
@@ -45,7 +48,8 @@ def adapt_auto(
 
     The first source that can be programmed gets a program, trained by the evidence of a Gaussian process on its features.
     It is trained again inside each fold, so the out-of-fold predictions that weigh the readouts never saw the rows they
-    are judged on; no validation or test row is touched.
+    are judged on; no validation or test row is touched. Beside other sources a programmed readout joins only where it
+    predicts those rows better than its untouched twin; a source alone is read both ways in any case.
 
     Args as in `adapt`; `sources` replaces the default ones and `reprogrammed=False` leaves the program out (the control
     that shows what reprogramming adds). Raises DataError when fewer than ten labelled rows are given.
@@ -67,7 +71,7 @@ def adapt_auto(
         model.to(accelerator.device)
         return features_of(model, model.encode(inputs), accelerator).float().cpu()
 
-    fixed = features(plan.assemble(None))
+    fixed = features(plan.assemble(None, plan.untouched()))
 
     def trained(rows: Sequence[int], name: str) -> tuple[Tensor, nn.Module | None, History]:
         """Features of every row with a program trained on `rows` only."""
@@ -79,25 +83,30 @@ def adapt_auto(
         branch = Reprogrammed(program, plan.target, LinearMap(plan.target.width))
         return torch.cat([fixed, features(branch)], dim=1), program, history
 
-    held_out = torch.zeros(len(plan.readouts()), len(y), plan.outputs)
+    readouts = [*plan.untouched(), *plan.programmed()]
+    held_out = torch.zeros(len(readouts), len(y), plan.outputs)
     count = FOLDS_SMALL if len(y) <= SMALL else FOLDS
     for number, (train, test) in enumerate(folds(kind, y, count, seed)):
         z, _, _ = trained(train.tolist(), f"fold{number}")
-        for m, readout in enumerate(plan.readouts()):
+        for m, readout in enumerate(copy.deepcopy(readouts)):
             readout.prepare(z[train], y[train])
             readout.refit(z[train], y[train])
             held_out[m, test] = probabilities(kind, readout(z[test])).detach()
-    z, program, history = trained(range(len(y)), "all")
-    model = plan.assemble(program)
+    kept = plan.kept(held_out, y)
+    z, program, history = fixed, None, History(stopped=LEFT_OUT if plan.target is not None else "")
+    if len(kept) > len(plan.untouched()):
+        z, program, history = trained(range(len(y)), "all")
+    model = plan.assemble(program, [readouts[m] for m in kept])
     model.mapping.fit_members(z, y)
-    model.mapping.set_weights(held_out, y)
+    model.mapping.set_weights(held_out[kept], y)
     return model.to(accelerator.device).eval(), history
 
 
 def default_sources(load: Callable[[str], Source] = load) -> list[Source]:
-    """The molecule sources whose weights are present."""
+    """The molecule sources whose weights are present, with ChemNet in the place of an absent MiniMol."""
     present = {info.name for info in catalogue() if info.present}
-    return [load(name) for name in SOURCES if name in present]
+    names = SOURCES if "minimol" in present else ("chemnet", *SOURCES)
+    return [load(name) for name in names if name in present]
 
 
 def train_program(
@@ -138,7 +147,7 @@ def count_outputs(kind: str, y: Any) -> int:
 class Plan:
     """Which sources stand side by side and which readouts are stacked over them."""
 
-    def __init__(self, sources: list[Source], kind: str, outputs: int, reprogrammed: bool):
+    def __init__(self, sources: list[Source], kind: Kind, outputs: int, reprogrammed: bool):
         from reprogram.recipes import programmable
 
         self.sources, self.kind, self.outputs = sources, kind, outputs
@@ -146,37 +155,49 @@ class Plan:
         self.all = [*sources, *([self.target] if self.target is not None else [])]  # the programmed branch comes last
         self.columns = SideBySide(self.all).columns
         self.width = self.columns[-1][1]
+        self.at = {source.name: block for source, block in zip(sources, self.columns, strict=False)}
+        self.dense = [self.at[name] for name in self.at if name != "morgan"] or list(self.at.values())
 
-    def assemble(self, program: nn.Module | None) -> Reprogrammed:
+    def assemble(self, program: nn.Module | None, readouts: list[nn.Module]) -> Reprogrammed:
         """The stacked model: frozen sources, and the programmed branch when there is a program."""
         programs = [*(Identity() for _ in self.sources), *([program] if program is not None else [])]
-        return Reprogrammed(Parallel(programs), SideBySide(self.all[: len(programs)]), Stack(self.readouts()))
+        return Reprogrammed(Parallel(programs), SideBySide(self.all[: len(programs)]), Stack(readouts))
 
-    def readouts(self) -> list[nn.Module]:
-        """Fresh readouts: ridge and process on the strong sources, processes on wider groupings, a forest; and both again
-        with the programmed branch in the place of its source."""
-        at = {source.name: block for source, block in zip(self.sources, self.columns, strict=False)}
-        dense = [at[name] for name in at if name != "morgan"] or list(at.values())
-        strong = [at[name] for name in ("minimol", "descriptors") if name in at] or dense[:1]
-        found = [self.ridge(strong), self.gp(strong, "linear", "matern")]
-        if "descriptors" in at:
-            found.append(self.forest([at[name] for name in ("descriptors", "morgan") if name in at]))
-        if "descriptors" in at and len(strong) > 1:
-            found.append(self.gp([at["descriptors"]], "linear", "matern"))
-        if len(dense) > len(strong):
-            found.append(self.gp(dense, "matern"))
-        if "morgan" in at:
-            found.append(self.gp([at["morgan"]], "tanimoto"))
-        if self.target is not None:
-            changed = [self.columns[-1], *([at["descriptors"]] if "descriptors" in at else [])]
-            found += [self.ridge(changed), self.gp(changed, "linear", "matern")]
-        return found
+    def untouched(self) -> list[nn.Module]:
+        """Fresh readouts of the frozen sources: ridge, then processes, on all but fingerprints; a forest and a process
+        that compare fingerprints."""
+        found = [self.ridge(self.dense), *self.processes(self.dense)]
+        if "descriptors" in self.at:
+            found.append(self.forest([self.at[name] for name in ("descriptors", "morgan") if name in self.at]))
+        return found + ([self.gp([self.at["morgan"]], "tanimoto")] if "morgan" in self.at else [])
 
-    def gp(self, columns: list[tuple[int, int]], *kernels: str) -> GaussianProcess:
+    def programmed(self) -> list[nn.Module]:
+        """The processes again, with the programmed branch in the place of its source."""
+        if self.target is None:
+            return []
+        own = self.at[self.target.name]
+        return self.processes([self.columns[-1] if block == own else block for block in self.dense])
+
+    def kept(self, held_out: Tensor, y: Tensor) -> list[int]:
+        """Readouts to stack: all untouched ones, and programmed ones that beat their twin, or all for a source alone."""
+        matrix, values = unit_scale(self.kind, held_out, y)
+        errors = np.nanmean((matrix - values[:, None]) ** 2, axis=0)
+        first, ridge = len(errors) - len(self.programmed()), 1
+        better = [
+            m for m in range(first, len(errors)) if len(self.sources) == 1 or errors[m] < errors[m - first + ridge]
+        ]
+        return [*range(first), *better]
+
+    def processes(self, columns: list[tuple[int, int]]) -> list[nn.Module]:
+        """Values: one with a linear part, one without. Classes: one without, beside the logistic ridge."""
+        kernels = [("linear", "matern"), ("matern",)] if self.kind == "regression" else [("matern",)]
+        return [self.gp(columns, *names) for names in kernels]
+
+    def gp(self, columns: list[tuple[int, int]], *kernels: str) -> nn.Module:
         return GaussianProcess(self.width, self.outputs, kind=self.kind, columns=tuple(columns), kernels=kernels)
 
-    def ridge(self, columns: list[tuple[int, int]]) -> LinearMap:
+    def ridge(self, columns: list[tuple[int, int]]) -> nn.Module:
         return LinearMap(self.width, self.outputs, kind=self.kind, ridge=True, columns=tuple(columns))
 
-    def forest(self, columns: list[tuple[int, int]]) -> ForestMap:
+    def forest(self, columns: list[tuple[int, int]]) -> nn.Module:
         return ForestMap(self.width, self.outputs, kind=self.kind, columns=tuple(columns))

@@ -11,6 +11,7 @@ from reprogram.errors import DataError
 from reprogram.kernels import KERNELS
 from reprogram.mapping import Columns, Kind, Scaler, blocks, select
 
+LABEL_NOISE = 0.3  # of the variance of ±1 labels at least: 8 % errors; else a few labels look like noiseless values
 TUNING_ROWS = 400  # evidence costs the cube of the rows, and a few hundred settle half a dozen numbers
 
 
@@ -21,12 +22,14 @@ class GaussianProcess(nn.Module):
     The kernel is a sum over feature blocks (`columns`) and over `kernels`, each with its own amplitude and length scale:
     one block per source lets the evidence weigh the sources. `evidence` is the training loss of the program (the map
     is integrated out, so a few labels cannot be memorised by it); `refit` conditions on the training rows.
-    The Tanimoto kernel compares counts, cut at 255. Classes and labels are regressed as ±1 and calibrated on leave-one-out scores (least-squares classification,
-    Rasmussen & Williams 2006, section 6.5). Above `landmarks` rows the subset-of-regressors approximation is used.
+    The Tanimoto kernel compares counts, cut at 255. Classes and labels are regressed as ±1 and calibrated on
+    leave-one-out scores (least-squares classification, Rasmussen & Williams 2006, section 6.5); `kernels` are by default
+    linear and Matérn for values, Matérn for classes. Above `landmarks` rows it is the subset of regressors.
 
     Shapes: features (n, S), y (n,) or (n, T) with NaN for missing labels -> (B, T).
     Reference: Rasmussen & Williams, Gaussian Processes for Machine Learning, 2006, sections 2.2, 5.4 and 8.3.
-    Differs from the book: weak log-normal priors on every hyper-parameter (maximum a posteriori), for small n.
+    Differs from the book: weak log-normal priors on every hyper-parameter (maximum a posteriori), and a floor
+    under the noise of ±1 labels, for small n.
     """
 
     def __init__(
@@ -35,12 +38,13 @@ class GaussianProcess(nn.Module):
         outputs: int = 1,
         *,
         kind: Kind = "regression",
-        kernels: tuple[str, ...] = ("linear", "matern"),
+        kernels: tuple[str, ...] | None = None,
         columns: Columns = None,
         landmarks: int = 400,
         tune: bool = True,
     ):
         super().__init__()
+        kernels = kernels or (("linear", "matern") if kind == "regression" else ("matern",))
         self.kind, self.outputs, self.kernels, self.landmarks = kind, outputs, tuple(kernels), landmarks
         self.tune = tune
         self.columns = blocks(columns, width)
@@ -85,7 +89,7 @@ class GaussianProcess(nn.Module):
 
     @property
     def noise(self) -> Tensor:
-        return self.log_noise.double().exp() + 1e-4
+        return self.log_noise.double().exp() + (1e-4 if self.kind == "regression" else LABEL_NOISE)
 
     def targets(self, y: Tensor) -> Tensor:
         """y as (n, T) float64 in unit scale; classes become ±1 one against the rest; NaN stays missing."""

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import copy
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from reprogram.config import configurable
-from reprogram.mapping import probabilities
+from reprogram.mapping import Kind, probabilities
 
 
 @configurable
@@ -20,11 +21,12 @@ class Stack(nn.Module):
     with its own readout. For classes and labels probabilities are averaged and returned as logits.
 
     `weigh=False` keeps equal weights. Shapes: features (B, S) -> (B, T).
-    Reference: Breiman, "Stacked regressions", Machine Learning 1996. Differs: weights shrunk half-way to equal ones.
+    Reference: Breiman, "Stacked regressions", Machine Learning 1996. Differs: weights shrunk towards equal
+    ones by `shrink`, which on validation rows did better than trusting what 50 to 200 labels say.
     """
 
     def __init__(
-        self, members: list[nn.Module], *, weigh: bool = True, folds: int = 5, shrink: float = 0.5, seed: int = 0
+        self, members: list[nn.Module], *, weigh: bool = True, folds: int = 5, shrink: float = 0.8, seed: int = 0
     ):
         super().__init__()
         self.weigh = weigh
@@ -90,9 +92,14 @@ class Stack(nn.Module):
         """Weights from out-of-fold predictions (M, n, T), every observed target counted in unit scale."""
         from reprogram.readout import stack_weights
 
-        target = F.one_hot(y.long(), self.outputs).float() if self.kind == "classification" else y
-        known = ~target.isnan()
-        unit = target.nanmean(0), (target - target.nanmean(0)).square().nanmean(0).sqrt().clamp_min(1e-12)
-        matrix = ((held_out - unit[0]) / unit[1])[:, known].T.double().cpu().numpy()
-        values = ((target - unit[0]) / unit[1])[known].double().cpu().numpy()
+        matrix, values = unit_scale(self.kind, held_out, y)
         self.weights.copy_(torch.from_numpy(stack_weights(matrix, values, shrink=self.shrink)))
+
+
+def unit_scale(kind: Kind, held_out: Tensor, y: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """Out-of-fold predictions (M, n, T) as (n·T, M) and targets as (n·T,), observed ones only, each column standardised."""
+    target = F.one_hot(y.long(), held_out.shape[2]).float() if kind == "classification" else y
+    known = ~target.isnan()
+    unit = target.nanmean(0), (target - target.nanmean(0)).square().nanmean(0).sqrt().clamp_min(1e-12)
+    matrix = ((held_out - unit[0]) / unit[1])[:, known].T.double().cpu().numpy()
+    return matrix, ((target - unit[0]) / unit[1])[known].double().cpu().numpy()

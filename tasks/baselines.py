@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import numpy as np
@@ -13,7 +15,7 @@ import torch
 from reprogram.auto import adapt_auto, default_sources
 from reprogram.errors import DataError
 from reprogram.model import Reprogrammed
-from reprogram.recipes import adapt
+from reprogram.recipes import adapt, programmable
 from reprogram.sources import Source
 from reprogram.train import predict
 from tasks.comparison import Comparison, Row
@@ -65,15 +67,20 @@ class Method:
 
 
 def methods(
-    source: str | Source = "minimol", *, table: FeatureTable | None = None, epochs: int | None = None
+    source: str | Source = "minimol",
+    *,
+    table: FeatureTable | None = None,
+    epochs: int | None = None,
+    checkpoints: Path | None = None,
 ) -> dict[str, Method]:
     """Every control and baseline beside the reprogrammed `source`, by name.
 
     `source="auto"` makes what the product picks by itself a fast method, and runs the others on "minimol". `table` is
-    where frozen features are kept; `epochs` shortens whatever is trained by gradient.
+    where frozen features are kept; `epochs` shortens whatever is trained by gradient. With a folder `checkpoints`, for
+    one task and seed, a program that two methods need ("reprogrammed" and "auto") is trained by the first of them.
     """
     auto, frozen = source == "auto", "minimol" if source == "auto" else source
-    kit = Kit(FeatureTable() if table is None else table, frozen, epochs)
+    kit = Kit(FeatureTable() if table is None else table, frozen, epochs, checkpoints)
     name = kit.label
     picked: Any = "fast" if auto else "slow"
     entries = [
@@ -104,6 +111,7 @@ class Kit:
     table: FeatureTable
     source: str | Source
     epochs: int | None
+    checkpoints: Path | None = None
 
     @property
     def label(self) -> str:
@@ -146,7 +154,16 @@ class Kit:
 
     def adapt(self, make: Callable[..., Source]) -> Train:
         """Reprogram `make(source, seed=seed)` by the default recipe."""
-        return lambda p: adapt(make(self.source, seed=p.seed), p.inputs, p.y, progress=False, **self.given(p))[0]
+
+        def train(p: Problem) -> Reprogrammed:
+            source = make(self.source, seed=p.seed)
+            return adapt(source, p.inputs, p.y, progress=False, **self.checkpointed(source), **self.given(p))[0]
+
+        return train
+
+    def checkpointed(self, source: Source | None) -> dict[str, Any]:
+        """Where the programs of `source` are kept for the next method that needs them."""
+        return {"checkpoint_dir": self.checkpoints / source.digest} if self.checkpoints and source else {}
 
     def pick(self, reprogrammed: bool) -> Train:
         """What "auto" picks from the sources at hand."""
@@ -157,7 +174,8 @@ class Kit:
         return self.stacked(p, [self.table.source(self.source)], False)
 
     def stacked(self, p: Problem, sources: list[Source], reprogrammed: bool) -> Reprogrammed:
-        options = self.given(p) | {"sources": sources, "reprogrammed": reprogrammed}
+        target = next((source for source in sources if programmable(source)), None) if reprogrammed else None
+        options = self.given(p) | self.checkpointed(target) | {"sources": sources, "reprogrammed": reprogrammed}
         return adapt_auto(p.inputs, p.y, progress=False, **options)[0]
 
     def tune(self, rank: int | None, rate: float) -> Train:
@@ -193,10 +211,16 @@ def compare(
     Raises: DataError for an unknown method, or a task without a training or test part.
     """
     table = FeatureTable() if table is None else table
-    chosen = selected(methods(source, table=table, epochs=epochs), include)
     empty = [part for part in ("train", "test") if not len(task.part(part)[0])]
     if empty:
         raise DataError(f"expected rows in the {empty[0]} part of '{task.name}', got none; split it otherwise")
+    with TemporaryDirectory() as folder:
+        known = methods(source, table=table, epochs=epochs, checkpoints=Path(folder))
+        return run_all(task, selected(known, include), seed, table, progress)
+
+
+def run_all(task: Task, chosen: Sequence[Method], seed: int, table: FeatureTable, progress: bool) -> Comparison:
+    """Every chosen method on one task, in turn."""
     from tqdm.auto import tqdm
 
     rows, predictions, models = [], {}, {}

@@ -147,6 +147,14 @@ def test_unknown_methods_and_empty_parts_are_one_sentence():
         compare(synthetic(), include=["mean", "mean"], progress=False)
 
 
+def test_methods_share_a_program_and_predict_as_if_alone(freesolv, table):
+    options = {"table": table, "epochs": 1, "progress": False}
+    together = compare(freesolv, include=["reprogrammed", "auto"], **options)
+    alone = compare(freesolv, include=["auto"], **options)
+    assert np.array_equal(together.predictions["auto"], alone.predictions["auto"])
+    assert not np.array_equal(together.predictions["auto"], together.predictions["reprogrammed"])
+
+
 # known answers
 
 
