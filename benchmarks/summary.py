@@ -49,9 +49,10 @@ def wins(table: pd.DataFrame) -> str:
                 continue
             ratio = np.log((pair[a] / pair[b]).to_numpy())
             low, high = np.exp(interval(ratio))
-            share = (ratio < 0).mean()
+            won, tied = (ratio < 0).mean(), (ratio == 0).mean()
+            share = f"{won:.0%}" + (f" ({tied:.0%} ties)" if tied else "")
             lines.append(
-                f"| {a} | {b} | {source} | {len(pair)} | {share:.0%} | {np.exp(ratio.mean()):.3f} ({low:.3f} to {high:.3f}) |"
+                f"| {a} | {b} | {source} | {len(pair)} | {share} | {np.exp(ratio.mean()):.3f} ({low:.3f} to {high:.3f}) |"
             )
     return "\n".join(lines)
 
@@ -79,7 +80,10 @@ def means(table: pd.DataFrame) -> str:
 
 
 def ranks(table: pd.DataFrame) -> str:
-    """Mean rank over the cells with 50 to 200 training rows that every method has, and the median seconds."""
+    """Mean rank over the cells with 50 to 200 training rows that every method has, and the median seconds.
+
+    "auto" takes up the programs that "reprogrammed" has trained in the same cell: alone it costs both their seconds.
+    """
     part = table[table["size"].isin(["50", "100", "200"])]
     lines = ["| source | method | mean rank | cells | median seconds |", "| --- | --- | --- | --- | --- |"]
     for source, some in part.groupby("source"):

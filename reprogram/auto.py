@@ -65,41 +65,55 @@ def adapt_auto(
     accelerator = accelerator or default_accelerator()
     plan = Plan(sources, kind, outputs or count_outputs(kind, y), reprogrammed)
     options = {"epochs": epochs, "seed": seed, "progress": progress, "accelerator": accelerator}
-
-    def features(model: Reprogrammed) -> Tensor:
-        """Source features of every row, on the CPU, where readouts are solved."""
-        model.to(accelerator.device)
-        return features_of(model, model.encode(inputs), accelerator).float().cpu()
-
-    fixed = features(plan.assemble(None, plan.untouched()))
-
-    def trained(rows: Sequence[int], name: str) -> tuple[Tensor, nn.Module | None, History]:
-        """Features of every row with a program trained on `rows` only."""
-        if plan.target is None:
-            return fixed, None, History()
-        folder = None if checkpoint_dir is None else Path(checkpoint_dir) / name
-        part = [inputs[i] for i in rows], y[list(rows)].numpy()
-        program, history = train_program(plan, *part, checkpoint_dir=folder, **options)
-        branch = Reprogrammed(program, plan.target, LinearMap(plan.target.width))
-        return torch.cat([fixed, features(branch)], dim=1), program, history
-
+    branches = Branches(plan, inputs, y, checkpoint_dir, options)
     readouts = [*plan.untouched(), *plan.programmed()]
-    held_out = torch.zeros(len(readouts), len(y), plan.outputs)
-    count = FOLDS_SMALL if len(y) <= SMALL else FOLDS
-    for number, (train, test) in enumerate(folds(kind, y, count, seed)):
-        z, _, _ = trained(train.tolist(), f"fold{number}")
-        for m, readout in enumerate(copy.deepcopy(readouts)):
-            readout.prepare(z[train], y[train])
-            readout.refit(z[train], y[train])
-            held_out[m, test] = probabilities(kind, readout(z[test])).detach()
+    held_out = branches.held_out(readouts, seed)
     kept = plan.kept(held_out, y)
-    z, program, history = fixed, None, History(stopped=LEFT_OUT if plan.target is not None else "")
+    z, program, history = branches.fixed, None, History(stopped=LEFT_OUT if plan.target is not None else "")
     if len(kept) > len(plan.untouched()):
-        z, program, history = trained(range(len(y)), "all")
+        z, program, history = branches.trained(range(len(y)), "all")
     model = plan.assemble(program, [readouts[m] for m in kept])
     model.mapping.fit_members(z, y)
     model.mapping.set_weights(held_out[kept], y)
     return model.to(accelerator.device).eval(), history
+
+
+class Branches:
+    """Features of every training row: under the frozen sources, and under a program trained on some of the rows."""
+
+    def __init__(self, plan: Plan, inputs: list[Any], y: Tensor, checkpoint_dir: Any, options: dict[str, Any]):
+        self.plan, self.inputs, self.y = plan, inputs, y
+        self.checkpoint_dir, self.options = checkpoint_dir, options
+        self.fixed = self.features(plan.assemble(None, plan.untouched()))
+
+    def features(self, model: Reprogrammed) -> Tensor:
+        """Source features of every row, on the CPU, where readouts are solved."""
+        accelerator = self.options["accelerator"]
+        model.to(accelerator.device)
+        return features_of(model, model.encode(self.inputs), accelerator).float().cpu()
+
+    def trained(self, rows: Sequence[int], name: str) -> tuple[Tensor, nn.Module | None, History]:
+        """All features with a program trained on `rows` only, that program, and its history; checkpoints under `name`."""
+        target = self.plan.target
+        if target is None:
+            return self.fixed, None, History()
+        folder = None if self.checkpoint_dir is None else Path(self.checkpoint_dir) / name
+        part = [self.inputs[i] for i in rows], self.y[list(rows)].numpy()
+        program, history = train_program(self.plan, *part, checkpoint_dir=folder, **self.options)
+        branch = Reprogrammed(program, target, LinearMap(target.width))
+        return torch.cat([self.fixed, self.features(branch)], dim=1), program, history
+
+    def held_out(self, readouts: list[nn.Module], seed: int) -> Tensor:
+        """Predictions (M, n, T) of every readout for the rows of each fold, neither it nor the program having seen them."""
+        kind, y = self.plan.kind, self.y
+        found = torch.zeros(len(readouts), len(y), self.plan.outputs)
+        for number, (train, test) in enumerate(folds(kind, y, FOLDS_SMALL if len(y) <= SMALL else FOLDS, seed)):
+            z, _, _ = self.trained(train.tolist(), f"fold{number}")
+            for m, readout in enumerate(copy.deepcopy(readouts)):
+                readout.prepare(z[train], y[train])
+                readout.refit(z[train], y[train])
+                found[m, test] = probabilities(kind, readout(z[test])).detach()
+        return found
 
 
 def default_sources(load: Callable[[str], Source] = load) -> list[Source]:

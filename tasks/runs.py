@@ -93,6 +93,7 @@ def train_task(
         )
         made = {"parts": settings, "readouts": readouts(model)}
         report = Report.of(result, training=training_facts(history, accelerator.num_processes), **made)
+        report = replace(report, notes=(*report.notes, *([f"Training: {history.stopped}."] if history.stopped else [])))
         if accelerator.is_main_process:
             settings |= {"method": own.name, "group": own.group}
             model.metadata = facts(task, result[own.name].metrics, settings, columns)
