@@ -18,12 +18,14 @@ from reprogram.side_by_side import Parallel, SideBySide
 from reprogram.sources import Source, catalogue, load
 from reprogram.stack import Stack
 from reprogram.train import History, adam, evidence, fit, momentum, predict, supervised
+from reprogram.trainer import trainer_collator, trainer_rows
 
 __version__ = "0.1.0"
 __all__ = [
     "DataError", "Dictionary", "ForestMap", "FreeEmbeddings", "GaussianProcess", "GraphDelta", "History", "Identity", "LinearMap",
     "Parallel", "ReprogramClassifier", "ReprogramRegressor", "Reprogrammed", "SideBySide", "SoftPrompt", "Source", "Stack", "adam", "adapt", "build", "catalogue", "evidence",
-    "fit", "load", "momentum", "predict", "supervised", "to_spec", "vocabulary",
+    "fit", "load", "momentum", "predict", "supervised", "to_spec", "trainer_collator",
+    "trainer_rows", "vocabulary",
 ]  # fmt: skip
 
 for _name in ("adversarial", "certify", "tasks"):

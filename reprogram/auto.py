@@ -18,15 +18,15 @@ from reprogram.gaussian_process import GaussianProcess
 from reprogram.mapping import Kind, LinearMap, probabilities
 from reprogram.model import Reprogrammed
 from reprogram.programs import Identity
-from reprogram.readout import folds
+from reprogram.readout import folds, stack_weights
 from reprogram.side_by_side import Parallel, SideBySide
 from reprogram.sources import Source, catalogue, load
-from reprogram.stack import Stack, unit_scale
+from reprogram.stack import SHRINK, Stack, unit_scale
 from reprogram.train import History, adam, default_accelerator, evidence, fit, momentum
 
 SOURCES = ("minimol", "descriptors", "morgan")
 STEPS, FULL_BATCH, FEW_ROWS = 20, 256, 100
-LEFT_OUT = "the program was left out: it did not predict held-out rows better than the untouched source"
+LEFT_OUT = "the program was left out, because its readouts did not predict held-out rows better than the untouched ones"
 SMALL, FOLDS_SMALL, FOLDS = 100, 3, 2  # few rows cannot spare half of them; many rows make each fold expensive
 
 
@@ -58,23 +58,24 @@ def adapt_auto(
     inputs, y = list(inputs), target_tensor(y, kind)
     if len(y) < 10:
         raise DataError(
-            f"expected at least 10 labelled rows to weigh readouts on folds, got {len(y)}; add rows or set a mapping"
+            f"expected at least 10 labelled rows to weigh readouts on folds, got {len(y)}; add rows or name a source"
         )
     if not sources:
-        raise DataError("expected at least one source, got none; run `pip install 'reprogram[molecules]'`")
+        raise DataError("expected at least one source, got none; `reprogram sources` has the commands that bring them")
     accelerator = accelerator or default_accelerator()
     plan = Plan(sources, kind, outputs or count_outputs(kind, y), reprogrammed)
     options = {"epochs": epochs, "seed": seed, "progress": progress, "accelerator": accelerator}
     branches = Branches(plan, inputs, y, checkpoint_dir, options)
     readouts = [*plan.untouched(), *plan.programmed()]
     held_out = branches.held_out(readouts, seed)
-    kept = plan.kept(held_out, y)
+    weights = plan.weights(held_out, y)
+    used = weights.nonzero()[:, 0].tolist()
     z, program, history = branches.fixed, None, History(stopped=LEFT_OUT if plan.target is not None else "")
-    if len(kept) > len(plan.untouched()):
+    if used[-1] >= len(plan.untouched()):
         z, program, history = branches.trained(range(len(y)), "all")
-    model = plan.assemble(program, [readouts[m] for m in kept])
+    model = plan.assemble(program, [readouts[m] for m in used])
     model.mapping.fit_members(z, y)
-    model.mapping.set_weights(held_out[kept], y)
+    model.mapping.weights.copy_(weights[used])
     return model.to(accelerator.device).eval(), history
 
 
@@ -129,25 +130,31 @@ def train_program(
     """The target's program, trained by the evidence of a Gaussian process on its features alone."""
     from reprogram.recipes import build_program
 
+    outputs = plan.outputs
+    if plan.kind != "classification":  # a column without a label on these rows has nothing to say
+        y = y[:, ~np.isnan(y).all(0)]
+        outputs = y.shape[1]
     program = build_program("auto", plan.target, inputs, seed)
-    model = Reprogrammed(program, plan.target, GaussianProcess(plan.target.width, plan.outputs, kind=plan.kind))
+    model = Reprogrammed(program, plan.target, GaussianProcess(plan.target.width, outputs, kind=plan.kind, tune=False))
     history = fit(model, {"train": (inputs, y)}, **by_evidence(plan.target, len(inputs), epochs), seed=seed, **options)
     return program.requires_grad_(False), history
 
 
 def by_evidence(source: Source, rows: int, epochs: int | None) -> dict[str, Any]:
-    """Options of `fit` for a program trained by the evidence, on batches as large as possible; about STEPS updates.
+    """Options of `fit` for a program trained by the evidence, on equal batches as large as possible; STEPS updates or two
+    passes.
 
     Graphs: plain gradients with momentum, because Adam moves every number of a program by the same amount, also those
     the labels say nothing about, and such a program does not carry over to new scaffolds; below FEW_ROWS rows the rate
     shrinks with them, as the evidence against the untouched source does. Tokens: Adam, with steps in units of the
     source's own rows, because sources differ by orders of magnitude in the scale of their embeddings.
     """
-    passes = max(2, round(STEPS / -(-rows // FULL_BATCH))) if epochs is None else epochs
+    batches = -(-rows // FULL_BATCH)
+    passes = max(2, round(STEPS / batches)) if epochs is None else epochs
     rates = momentum(program=0.05 * min(1.0, rows / FEW_ROWS), mapping=0.01)
     if source.embedding is not None:
         rates = adam(program=0.06 * float(source.embedding.detach().float().square().mean().sqrt()), mapping=2e-2)
-    return {"loss": evidence, "optimizer": rates, "batch_size": FULL_BATCH, "epochs": passes}
+    return {"loss": evidence, "optimizer": rates, "batch_size": -(-rows // batches), "epochs": passes}
 
 
 def count_outputs(kind: str, y: Any) -> int:
@@ -192,15 +199,17 @@ class Plan:
         own = self.at[self.target.name]
         return self.processes([self.columns[-1] if block == own else block for block in self.dense])
 
-    def kept(self, held_out: Tensor, y: Tensor) -> list[int]:
-        """Readouts to stack: all untouched ones, and programmed ones that beat their twin, or all for a source alone."""
+    def weights(self, held_out: Tensor, y: Tensor) -> Tensor:
+        """Weights (M,) of the readouts from their out-of-fold predictions: untouched ones, and programmed ones that beat
+        their untouched twin, or all of them for a source alone."""
         matrix, values = unit_scale(self.kind, held_out, y)
-        errors = np.nanmean((matrix - values[:, None]) ** 2, axis=0)
+        errors = np.nanmean((matrix - values[:, None]) ** 2, axis=0) if len(values) else np.zeros(len(held_out))
         first, ridge = len(errors) - len(self.programmed()), 1
-        better = [
-            m for m in range(first, len(errors)) if len(self.sources) == 1 or errors[m] < errors[m - first + ridge]
-        ]
-        return [*range(first), *better]
+        alone = len(self.sources) == 1
+        kept = [m for m in range(len(errors)) if m < first or alone or errors[m] < errors[m - first + ridge]]
+        weights = torch.zeros(len(errors), dtype=torch.float64)
+        weights[kept] = torch.from_numpy(stack_weights(matrix[:, kept], values, shrink=SHRINK))
+        return weights
 
     def processes(self, columns: list[tuple[int, int]]) -> list[nn.Module]:
         """Values: one with a linear part, one without. Classes: one without, beside the logistic ridge."""

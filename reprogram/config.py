@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
+
 from reprogram.errors import DataError
 
 PACKAGES = ("reprogram", "adversarial", "certify", "tasks")
@@ -48,6 +50,8 @@ def to_spec(value: Any) -> Any:
         return {str(key): to_spec(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [to_spec(item) for item in value]
+    if isinstance(value, np.generic):
+        return value.item()
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     raise TypeError(

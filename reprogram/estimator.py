@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -44,9 +45,10 @@ class _Reprogram(BaseEstimator):
     def _adapt(self, inputs: Sequence[Any], y: np.ndarray, kind: str) -> None:
         from reprogram.recipes import adapt
 
+        # parts given as objects stay as they were: the next fit, on other rows, must not start from these
         self.model_, self.history_ = adapt(
-            self.source, inputs, y, kind=kind, program=self.program, mapping=self.mapping, epochs=self.epochs,
-            seed=self.seed, progress=self.progress,
+            self.source, inputs, y, kind=kind, program=copy.deepcopy(self.program), mapping=copy.deepcopy(self.mapping),
+            epochs=self.epochs, seed=self.seed, progress=self.progress,
         )  # fmt: skip
 
     def _predict(self, X: Any) -> np.ndarray:

@@ -81,8 +81,8 @@ def run_sharded(
     rank, world = (accelerator.process_index, accelerator.num_processes) if accelerator is not None else (0, 1)
     pieces = []
     for rows in sorted_batches([program.length(r) for r in records], EVALUATION_BATCH)[rank::world]:
-        values = function(move(program.collate([records[i] for i in rows]), device))
-        pieces += list(zip(rows, values.cpu(), strict=True))
+        pieces.append((rows, function(move(program.collate([records[i] for i in rows]), device)).cpu()))
     if world > 1:
         pieces = gather_object(pieces)
-    return torch.stack([value for _, value in sorted(pieces, key=lambda piece: piece[0])]).to(device)
+    order = torch.tensor([i for rows, _ in pieces for i in rows]).argsort()
+    return torch.cat([values for _, values in pieces])[order].to(device)

@@ -65,7 +65,8 @@ def atomic_folder(folder: str | Path) -> Iterator[Path]:
         folder.parent.mkdir(parents=True, exist_ok=True)
         if folder.exists() and not folder.is_dir():
             raise DataError(f"expected a folder to write to, got the file {folder}; choose another name")
-        work = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+        # inside the folder where there is one: it may be a disk of its own, in a place that cannot be written
+        work = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder if folder.is_dir() else folder.parent))
         try:
             yield work
             folder.mkdir(exist_ok=True)

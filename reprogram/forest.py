@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from reprogram.config import configurable
-from reprogram.mapping import Columns, Kind, blocks, select
+from reprogram.mapping import Columns, Kind, blocks, select, spread
 
 BUFFERS = {
     "feature": torch.int16,
@@ -14,6 +14,7 @@ BUFFERS = {
     "left": torch.int16,
     "right": torch.int16,
 }
+MOST = torch.iinfo(torch.int16).max
 BYTES, TREES = 2_000_000, 50  # a whole forest readout, and the number of trees that many labels do not go below
 
 # a tree grown from no label: no prediction, which a stack leaves out
@@ -46,6 +47,8 @@ class ForestMap(nn.Module):
         super().__init__()
         self.kind, self.outputs, self.leaves, self.seed = kind, outputs, leaves, seed
         self.columns = blocks(columns, width)
+        if sum(stop - start for start, stop in self.columns) > MOST:
+            raise ValueError(f"expected at most {MOST} columns for a forest, got more; name fewer with columns=")
         # values in the user's units keep their digits; of probabilities three are plenty
         self.buffers_of = BUFFERS | {"value": torch.float32 if kind == "regression" else torch.float16}
         for name, dtype in self.buffers_of.items():
@@ -55,12 +58,12 @@ class ForestMap(nn.Module):
     def _load_from_state_dict(self, state_dict, prefix, *args):  # as large as the forest that was grown
         for name in self.buffers_of:
             if prefix + name in state_dict:
-                setattr(self, name, torch.empty_like(state_dict[prefix + name]))
+                setattr(self, name, torch.empty_like(state_dict[prefix + name], device=getattr(self, name).device))
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def prepare(self, features: Tensor, y: Tensor) -> None:
         if self.kind == "regression":
-            self.scale.copy_((y - y.nanmean(0)).square().nanmean(0).sqrt().clamp_min(1e-12))
+            self.scale.copy_(spread(y))
 
     @torch.no_grad()
     def refit(self, features: Tensor, y: Tensor) -> ForestMap:
@@ -122,7 +125,8 @@ class ForestMap(nn.Module):
             return mean
         if self.kind == "classification":
             mean = torch.cat([1 - mean.sum(1, keepdim=True), mean], dim=1)
-        mean = mean.clamp(1e-3, 1 - 1e-3)  # a forest that saw no counter-example is not certain
+        least = 1e-3 if self.kind == "multilabel" else 2e-3 / self.outputs
+        mean = mean.clamp(least, 1 - 1e-3)  # a forest that saw no counter-example is not certain
         return mean.log() if self.kind == "classification" else mean.logit()
 
     def mean_leaf(self, x: Tensor, k: int) -> Tensor:
@@ -131,12 +135,13 @@ class ForestMap(nn.Module):
         left, right, value = self.left[k].long(), self.right[k].long(), self.value[k].float()
         trees = torch.arange(len(feature), device=x.device)[None]
         node = torch.zeros(len(x), len(feature), dtype=torch.long, device=x.device)
-        while True:
+        for _ in range(len(feature[0]) + 1):
             goes_left = x.gather(1, feature[trees, node]) <= threshold[trees, node]
             step = torch.where(goes_left, left[trees, node], right[trees, node])
             if torch.equal(step, node):
                 return value[trees, node].mean(1)
             node = step
+        raise ValueError("expected trees without a circle, got a damaged forest; fit it again")
 
 
 def round_down(threshold) -> Tensor:

@@ -67,7 +67,7 @@ class GaussianProcess(nn.Module):
     def _load_from_state_dict(self, state_dict, prefix, *args):
         for name in ("support", "dual"):
             if prefix + name in state_dict:
-                setattr(self, name, torch.empty_like(state_dict[prefix + name]))
+                setattr(self, name, torch.empty_like(state_dict[prefix + name], device=getattr(self, name).device))
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def select(self, features: Tensor) -> Tensor:

@@ -49,6 +49,12 @@ def probabilities(kind: Kind, output: Tensor) -> Tensor:
     return output.sigmoid() if kind == "multilabel" else output
 
 
+def spread(y: Tensor) -> Tensor:
+    """Standard deviation of each target column (T,) over its observed rows; 1e-12 for a constant one."""
+    y = y.double()
+    return (y - y.nanmean(0)).square().nanmean(0).sqrt().clamp_min(1e-12)
+
+
 class Scaler(nn.Module):
     """Standardise features by training statistics, clipped; buffers, so saved with the map."""
 
@@ -60,7 +66,7 @@ class Scaler(nn.Module):
     def fit(self, features: Tensor) -> None:
         features = features.detach().double()
         spread = features.std(0, correction=0)
-        floor = 1e-3 * features.abs().amax(0) + 1e-6  # a nearly constant column carries no unit of its own
+        floor = 1e-3 * features.abs().amax(0) + 1e-12  # a nearly constant column carries no unit of its own
         self.mean.copy_(features.mean(0))
         self.std.copy_(spread + floor)
 
@@ -107,7 +113,7 @@ class LinearMap(nn.Module):
         self.scaler.fit(select(features, self.columns))
         if self.kind == "regression":
             self.center.copy_(y.nanmean(0))
-            self.scale.copy_((y - self.center).square().nanmean(0).sqrt().clamp_min(1e-12))
+            self.scale.copy_(spread(y))
 
     def forward(self, features: Tensor) -> Tensor:
         return self.center + self.scale * self.linear(self.scaler(select(features, self.columns)))

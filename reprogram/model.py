@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import warnings
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +18,10 @@ from torch import Tensor, nn
 
 from reprogram.config import build, to_spec
 from reprogram.errors import DataError
+from reprogram.features import move
 from reprogram.files import atomic_folder
 from reprogram.mapping import per_row_loss
-from reprogram.side_by_side import CACHED, collate_records
+from reprogram.side_by_side import CACHED, collate_records, rebuilt
 from reprogram.sources.base import Batch, Record, Source
 
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
@@ -30,6 +33,8 @@ class Reprogrammed(nn.Module):
 
     Only `program` and `mapping` are trained and saved; `source` is frozen, in eval mode, and named in the artefact by
     id, revision and the digest of its weights.
+
+    `state_dict` holds program and mapping only.
 
     Legend: B batch, S source features, T outputs. `forward(x)` takes a batch made by `collate` (a dict of tensors, or
     raw inputs such as SMILES strings) and returns logits, or values in the user's units, (B, T); with `labels` it
@@ -44,9 +49,13 @@ class Reprogrammed(nn.Module):
         program.bind(source)
         self.program, self.source, self.mapping = program, source, mapping
         self.metadata: dict[str, Any] = {}
+        self.register_state_dict_post_hook(leave_out_source)
+        self.register_load_state_dict_post_hook(miss_no_source)
 
     def encode(self, inputs: Sequence[Any]) -> list[Record]:
         """Raw inputs to one record of tensors each: pure, so done once and kept."""
+        if isinstance(inputs, str):
+            raise DataError(f"expected a list of inputs, got the text {inputs[:40]!r}; pass [{inputs[:40]!r}]")
         return self.program.encode(inputs)
 
     def collate(self, records: Sequence[Record]) -> Batch:
@@ -59,7 +68,7 @@ class Reprogrammed(nn.Module):
 
     def forward(self, x: Batch | Sequence[Any], labels: Tensor | None = None) -> Tensor | dict[str, Tensor]:
         if not isinstance(x, dict):
-            x = self.collate(self.encode(x))
+            x = move(self.collate(self.encode(x)), next(chain(self.parameters(), self.buffers())).device)
         output = self.mapping(self.features(x))
         if labels is None:
             return output
@@ -77,13 +86,10 @@ class Reprogrammed(nn.Module):
 
     def learned_state(self) -> dict[str, Tensor]:
         """State of program and mapping only."""
-        parts = (("program", self.program), ("mapping", self.mapping))
-        return {f"{part}.{name}": value for part, module in parts for name, value in module.state_dict().items()}
+        return dict(self.state_dict())
 
     def load_learned_state(self, state: dict[str, Tensor]) -> None:
-        for part in ("program", "mapping"):
-            own = {k.removeprefix(part + "."): v for k, v in state.items() if k.startswith(part + ".")}
-            getattr(self, part).load_state_dict(own)
+        self.load_state_dict(state)
 
     def save_pretrained(self, folder: str | Path, **metadata: Any) -> Path:
         """Write config.json, model.safetensors and README.md into `folder`, all or nothing; returns the folder.
@@ -121,23 +127,26 @@ class Reprogrammed(nn.Module):
 
     @classmethod
     def from_pretrained(
-        cls, folder_or_id: str | Path, *, source: Source | None = None, revision: str | None = None
+        cls, folder_or_id: str | Path, *, source: Source | Sequence[Source] | None = None, revision: str | None = None
     ) -> Reprogrammed:
         """Rebuild from an artefact folder or a hub id. Nothing is unpickled and no code of the artefact runs.
 
-        `source` is needed only when the artefact was trained on a module that no name can bring back. Raises DataError
-        for a missing, truncated or altered artefact and for a source whose digest differs.
+        `source` is needed only when the artefact was trained on a module that no name can bring back (or on several, in
+        their order). Raises DataError for a missing, truncated or altered artefact and for a source whose digest differs;
+        warns of a source with these weights but another revision, for example after RDKit was upgraded.
         """
         from reprogram.card import checked_metadata
 
         config, tensors = read_artefact(folder_or_id, revision)
         try:
             spec = config["source"]
-            if source is None and spec["spec"] is None:
-                raise DataError(
-                    f"expected source= for an artefact trained on your own module '{spec['name']}'; pass it"
+            source = rebuilt(spec["spec"], spec["name"], source)
+            if source.revision != spec["revision"]:
+                warnings.warn(
+                    f"expected source '{spec['name']}' at {spec['revision'] or 'no revision'}, got {source.revision or 'none'}; "
+                    "predictions may differ from those of the training",
+                    stacklevel=2,
                 )
-            source = source or build(spec["spec"])
             if source.digest != spec["digest"]:
                 raise DataError(
                     f"expected source '{spec['name']}' with weights {spec['digest']}, got {source.digest}; "
@@ -147,7 +156,7 @@ class Reprogrammed(nn.Module):
             model.load_learned_state(tensors)
         except DataError:
             raise
-        except (KeyError, TypeError, AttributeError, ValueError, RuntimeError) as error:
+        except (LookupError, TypeError, AttributeError, ValueError, RuntimeError) as error:
             reason = " ".join(str(error).split())[:160]
             raise DataError(
                 f"expected a complete artefact in {folder_or_id}, got one that does not fit ({reason})"
@@ -165,6 +174,17 @@ class Reprogrammed(nn.Module):
         api.create_repo(repo_id, private=private, exist_ok=True)
         with tempfile.TemporaryDirectory() as folder:
             return str(api.upload_folder(repo_id=repo_id, folder_path=self.save_pretrained(Path(folder) / "artefact")))
+
+
+def leave_out_source(model: nn.Module, state: dict[str, Tensor], prefix: str, _: Any) -> None:
+    """The source never changes and may stand in two places: whoever saves a state saves what was learned."""
+    for key in [key for key in state if key.startswith(f"{prefix}source.")]:
+        del state[key]
+
+
+def miss_no_source(model: nn.Module, incompatible: Any) -> None:
+    kept = [key for key in incompatible.missing_keys if not f".{key}".count(".source.")]
+    incompatible.missing_keys[:] = kept
 
 
 def read_artefact(folder_or_id: str | Path, revision: str | None) -> tuple[dict[str, Any], dict[str, Tensor]]:

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from reprogram.errors import DataError
+
 
 def solve_linear(kind: str, outputs: int, z: Tensor, y: Tensor, center: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
     """Weight (T, S) and bias (T,) of the linear probe on standardised features z (n, S), by scikit-learn.
@@ -219,7 +221,10 @@ def folds(kind: str, y: Tensor, count: int, seed: int) -> list[tuple[Tensor, Ten
 
     rows, count = np.zeros(len(y)), min(count, len(y))
     if kind == "classification":
-        count = max(2, min(count, int(torch.bincount(y.long()).clamp_min(1).min())))
+        seen = torch.bincount(y.long())
+        count = max(2, min(count, int(seen[seen > 0].min())))
+        if int(seen.max()) < 2:
+            raise DataError(f"expected classes with at least two rows, got {len(y)} rows of as many classes; add rows")
         cuts = StratifiedKFold(count, shuffle=True, random_state=seed).split(rows, y.cpu().numpy())
     else:
         cuts = KFold(count, shuffle=True, random_state=seed).split(rows)

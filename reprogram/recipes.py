@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
@@ -10,11 +11,13 @@ from torch import Tensor, nn
 from reprogram.auto import adapt_auto, by_evidence, count_outputs
 from reprogram.errors import DataError
 from reprogram.features import target_tensor
+from reprogram.forest import ForestMap
 from reprogram.gaussian_process import GaussianProcess
 from reprogram.mapping import LinearMap
 from reprogram.model import Reprogrammed
 from reprogram.programs import Dictionary, FreeEmbeddings, GraphDelta, Identity, SoftPrompt, vocabulary
 from reprogram.sources import Source, load
+from reprogram.stack import Stack
 from reprogram.train import History, adam, fit, supervised
 
 FEW = 20  # below this many rows there is nothing to cut into folds
@@ -23,7 +26,7 @@ MAPPINGS = ("auto", "gp", "linear", "ridge")
 
 
 def adapt(
-    source: str | Source,
+    source: str | Source | Sequence[str | Source],
     inputs: Sequence[Any],
     y: Any,
     *,
@@ -41,8 +44,10 @@ def adapt(
     """Reprogram `source` for the labelled `inputs`; returns the trained model and its history.
 
     Args:
-        source: a catalogue name, a hub id or folder, a `Source`, or "auto": the molecule sources at hand, side by side.
-        inputs: what the source reads, for example SMILES strings.
+        source: a catalogue name, a hub id or folder, a `Source`, or several sources to stand side by side: a list,
+            names joined by "+", or "auto", the molecule sources at hand.
+        inputs: what the source reads, for example SMILES strings; they are read as they are written, so bring molecules
+            to one form first (`tasks.load_task` does) and predict on the same form.
         y: values (n,) or (n, T), class indices (n,), or 0/1/NaN labels (n, T), after `kind`.
         kind: "regression", "classification" or "multilabel".
         outputs: number of targets or classes; by default read off `y`.
@@ -50,10 +55,11 @@ def adapt(
             "dense", "sparse", "prompt", or a program.
         mapping: "auto", "gp" (Gaussian process, program trained by its evidence), "linear" (trained with the program),
             "ridge" (closed form; with no program this is the linear probe), or a map. With program and mapping "auto"
-            the programmed source stands beside the untouched one and their readouts are weighed on training folds, so
-            a program that does not carry over is given little weight.
+            the programmed source stands beside the untouched one and their readouts are weighed on training folds;
+            beside other sources a program that does not carry over is left out (`history.stopped` says so).
         epochs: passes over the rows; by default about 20 updates with the evidence, 40 passes with a trained map.
-        validation: rows that choose the epoch where no folds are used; without them the last epoch is kept.
+        validation: rows that choose the epoch where no folds are used, and end a training that gets no better for
+            10 passes; without them the last epoch is kept.
 
     Raises:
         DataError: unknown names, or targets that do not fit `kind`, the inputs or `outputs`.
@@ -62,15 +68,16 @@ def adapt(
         raise DataError(f"expected mapping to be one of {', '.join(MAPPINGS)}, got '{mapping}'")
     common = {"seed": seed, "progress": progress, "accelerator": accelerator, "checkpoint_dir": checkpoint_dir}
     y = checked_targets(kind, inputs, y, outputs)
-    if isinstance(source, str) and source == "auto":
+    found = sources_of(source)
+    if found is None or len(found) > 1:
         if mapping != "auto" or program not in ("auto", "none"):
             raise DataError(
-                "expected program 'auto' or 'none' and mapping 'auto' with source 'auto', which chooses both, got "
+                "expected program 'auto' or 'none' and mapping 'auto' with several sources, for which both are chosen, got "
                 f"'{program}' and '{mapping}'; name a source"
             )
         options = common | {"outputs": outputs, "epochs": epochs, "reprogrammed": program == "auto"}
-        return adapt_auto(inputs, y, kind=kind, **options)
-    source = source if isinstance(source, Source) else load(source)
+        return adapt_auto(inputs, y, kind=kind, sources=found, **options)
+    (source,) = found
     outputs = outputs or count_outputs(kind, y)
     if program == "auto" and mapping == "auto" and len(inputs) >= FEW:
         return adapt_auto(
@@ -85,6 +92,21 @@ def adapt(
     )
     data = {"train": (inputs, y)} | ({"validation": validation} if validation is not None else {})
     return model, fit(model, data, **recipe(model, len(inputs), epochs), **common)
+
+
+def sources_of(source: Any) -> list[Source] | None:
+    """The sources that the user named; None for "auto"."""
+    if isinstance(source, str):
+        if source == "auto":
+            return None
+        source = source.split("+") if not Path(source).exists() else source
+    several = source if isinstance(source, list | tuple) else [source]
+    if not several:
+        raise DataError("expected at least one source, got an empty list; `reprogram sources` has the names")
+    found = [one if isinstance(one, Source) else load(one) for one in several]
+    if len({one.name for one in found}) < len(found):
+        raise DataError(f"expected different sources, got {', '.join(one.name for one in found)}; name each once")
+    return found
 
 
 def checked_targets(kind: str, inputs: Sequence[Any], y: Any, outputs: int | None) -> Tensor:
@@ -108,9 +130,10 @@ def checked_targets(kind: str, inputs: Sequence[Any], y: Any, outputs: int | Non
 def recipe(model: Reprogrammed, rows: int, epochs: int | None) -> dict[str, Any]:
     """Loss, optimizer, epochs and batch size for a model's map. A closed-form map on a frozen input needs no epoch."""
     learns = any(p.requires_grad for p in model.program.parameters())
-    if isinstance(model.mapping, LinearMap) and not model.mapping.ridge:
-        rates = adam(program=3e-3, mapping=3e-3)
-        return {"loss": supervised, "optimizer": rates, "epochs": 40 if epochs is None else epochs}
+    solved = isinstance(model.mapping, GaussianProcess | ForestMap | Stack) or getattr(model.mapping, "ridge", False)
+    if not solved:
+        rates, passes = adam(program=3e-3, mapping=3e-3), 40 if epochs is None else epochs
+        return {"loss": supervised, "optimizer": rates, "epochs": passes, "patience": 10}
     if not learns:
         return {"epochs": 0}
     if isinstance(model.mapping, GaussianProcess):

@@ -9,7 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from reprogram.config import buildable, configurable
+from reprogram.config import build, buildable, configurable
+from reprogram.errors import DataError
+from reprogram.programs.base import SourceCodec
 from reprogram.sources.base import Batch, Record, Source
 
 CACHED = "source_features"  # the key under which a record carries features that no longer need their source
@@ -21,7 +23,8 @@ class SideBySide(nn.Module):
     `columns` gives each source's (start, stop), which maps use as blocks. Frozen and in eval mode like its members.
     """
 
-    takes, returns, revision = "parallel", "features", ""
+    takes, returns = "parallel", "features"
+    TARGET = "reprogram.side_by_side.side_by_side"
 
     def __init__(self, sources: Sequence[Source]):
         super().__init__()
@@ -36,6 +39,11 @@ class SideBySide(nn.Module):
         return super().train(False)
 
     @property
+    def revision(self) -> str:
+        """The members' revisions, by name."""
+        return ", ".join(dict.fromkeys(f"{m.name} {m.revision}" for m in self.members if m.revision))
+
+    @property
     def digest(self) -> str:
         """One digest over the members' digests, in order."""
         return hashlib.sha256(" ".join(member.digest for member in self.members).encode()).hexdigest()[:16]
@@ -44,8 +52,7 @@ class SideBySide(nn.Module):
     def spec(self) -> dict[str, Any]:
         different = list({id(member): member for member in self.members}.values())
         order = [next(i for i, other in enumerate(different) if other is member) for member in self.members]
-        target = "reprogram.side_by_side.side_by_side"
-        return {"_target_": target, "sources": [source.spec for source in different], "order": order}
+        return {"_target_": self.TARGET, "sources": [source.spec for source in different], "order": order}
 
     def forward(self, batch: Batch) -> Tensor:
         parts = (batch[str(i)] for i in range(len(self.members)))
@@ -56,6 +63,26 @@ class SideBySide(nn.Module):
 def side_by_side(sources: Sequence[Source], order: Sequence[int]) -> SideBySide:
     """The form artefacts name: different sources once, and which of them stands where."""
     return SideBySide([sources[i] for i in order])
+
+
+def rebuilt(spec: dict[str, Any] | None, name: str, given: Source | Sequence[Source] | None) -> nn.Module:
+    """The source of an artefact from its spec; the user's own modules, which no spec brings back, are `given` in order.
+
+    Raises: DataError when modules are missing or left over.
+    """
+    own = [] if given is None else [given] if isinstance(given, nn.Module) else list(given)
+    parallel = spec is not None and spec.get("_target_") == SideBySide.TARGET
+    parts = spec["sources"] if parallel else [spec]
+    if isinstance(given, SideBySide):
+        return given
+    if own and len(parts) == 1:  # also a named source may be given, to load it once for many artefacts
+        parts = [None]
+    if parts.count(None) != len(own):
+        raise DataError(
+            f"expected {parts.count(None)} sources for the own modules in '{name}', got {len(own)}; pass source="
+        )
+    found = [own.pop(0) if part is None else build(part) for part in parts]
+    return side_by_side(found, spec["order"]) if parallel else found[0]
 
 
 def apply_source(source: nn.Module, batch: Batch) -> Tensor:
@@ -87,7 +114,7 @@ class Parallel(nn.Module):
             program.bind(member)
 
     def encode(self, inputs: Sequence[Any]) -> list[Record]:
-        columns = [program.encode(inputs) for program in self.programs]
+        columns = encoded_once(self.programs, inputs)
         return [{str(i): record for i, record in enumerate(row)} for row in zip(*columns, strict=True)]
 
     def collate(self, records: Sequence[Record]) -> Batch:
@@ -103,6 +130,18 @@ class Parallel(nn.Module):
     def project(self) -> None:
         for program in self.programs:
             getattr(program, "project", lambda: None)()
+
+
+def encoded_once(programs: Sequence[nn.Module], inputs: Sequence[Any]) -> list[list[Record]]:
+    """Records of the inputs under every program; those that leave the work to the same codec share it."""
+    done: dict[int, list[Record]] = {}
+    columns = []
+    for program in programs:
+        key = id(program.codec if type(program).encode is SourceCodec.encode else program)
+        if key not in done:
+            done[key] = program.encode(inputs)
+        columns.append(done[key])
+    return columns
 
 
 def frozen_members(program: nn.Module, source: nn.Module) -> list[tuple[str | None, nn.Module, nn.Module]]:

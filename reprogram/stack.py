@@ -10,7 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from reprogram.config import configurable
-from reprogram.mapping import Kind, probabilities
+from reprogram.mapping import Kind, probabilities, spread
+
+SHRINK = 0.8  # towards equal weights; on validation rows better than trusting what 50 to 200 labels say
 
 
 @configurable
@@ -22,11 +24,11 @@ class Stack(nn.Module):
 
     `weigh=False` keeps equal weights. Shapes: features (B, S) -> (B, T).
     Reference: Breiman, "Stacked regressions", Machine Learning 1996. Differs: weights shrunk towards equal
-    ones by `shrink`, which on validation rows did better than trusting what 50 to 200 labels say.
+    ones by `shrink`.
     """
 
     def __init__(
-        self, members: list[nn.Module], *, weigh: bool = True, folds: int = 5, shrink: float = 0.8, seed: int = 0
+        self, members: list[nn.Module], *, weigh: bool = True, folds: int = 5, shrink: float = SHRINK, seed: int = 0
     ):
         super().__init__()
         self.weigh = weigh
@@ -40,7 +42,7 @@ class Stack(nn.Module):
         for member in self.members:
             member.prepare(features, y)
         if self.kind == "regression":
-            self.scale.copy_((y - y.nanmean(0)).square().nanmean(0).sqrt().clamp_min(1e-12))
+            self.scale.copy_(spread(y))
 
     def combine(self, outputs: list[Tensor]) -> Tensor:
         """Weighted mean of what users read, back as outputs."""
@@ -92,14 +94,15 @@ class Stack(nn.Module):
         """Weights from out-of-fold predictions (M, n, T), every observed target counted in unit scale."""
         from reprogram.readout import stack_weights
 
-        matrix, values = unit_scale(self.kind, held_out, y)
-        self.weights.copy_(torch.from_numpy(stack_weights(matrix, values, shrink=self.shrink)))
+        self.weights.copy_(torch.from_numpy(stack_weights(*unit_scale(self.kind, held_out, y), shrink=self.shrink)))
 
 
 def unit_scale(kind: Kind, held_out: Tensor, y: Tensor) -> tuple[np.ndarray, np.ndarray]:
     """Out-of-fold predictions (M, n, T) as (n·T, M) and targets as (n·T,), observed ones only, each column standardised."""
     target = F.one_hot(y.long(), held_out.shape[2]).float() if kind == "classification" else y
-    known = ~target.isnan()
-    unit = target.nanmean(0), (target - target.nanmean(0)).square().nanmean(0).sqrt().clamp_min(1e-12)
-    matrix = ((held_out - unit[0]) / unit[1])[:, known].T.double().cpu().numpy()
-    return matrix, ((target - unit[0]) / unit[1])[known].double().cpu().numpy()
+    target, held_out = target.double().cpu(), held_out.double().cpu()
+    mean = target.nanmean(0)
+    unit = (target - mean).square().nanmean(0).sqrt()
+    known = ~target.isnan() & (unit > 1e-9 * mean.abs().clamp_min(1e-300))  # a constant column tells nothing apart
+    matrix = ((held_out - mean) / unit)[:, known].T.numpy()
+    return matrix, ((target - mean) / unit)[known].numpy()

@@ -23,6 +23,7 @@ from reprogram.mapping import probabilities
 from reprogram.model import Reprogrammed
 from reprogram.side_by_side import CACHED, frozen_members
 
+CHUNK = 4096  # inputs predicted at once
 Loss = Callable[[nn.Module, Any, Tensor], Tensor]
 Optimizer = Callable[[Reprogrammed], torch.optim.Optimizer]
 
@@ -117,20 +118,23 @@ def fit(
         gradient: fills `p.grad`; `backprop` for white-box sources.
         optimizer: `(model) -> torch optimizer`; default `adam()`. The learning rate follows a half cosine to 0.
         epochs, batch_size: passes over the training rows, and rows per step over all processes together.
-        patience: epochs without a better validation loss before stopping; None never stops early.
+        patience: epochs without a better validation loss before stopping; None, or no validation rows: never.
         clip: largest gradient norm.
         hooks: called after every epoch with a `Training`.
-        accelerator: an `accelerate.Accelerator` (device, precision, processes, trackers); one is made when None.
+        accelerator: an `accelerate.Accelerator` (device, precision, processes, trackers); one is made when None. Trackers
+            that it names and you have not started are started as project "reprogram".
         checkpoint_dir: a checkpoint is written there every `checkpoint_every` steps and after each epoch; a run started
             again with the same arguments goes on from it and ends bit-identical (CPU) to one never stopped.
 
     Raises:
-        DataError: empty or unequal data, or non-finite loss.
+        DataError: empty or unequal data, a class beyond the map's outputs, a non-finite loss, or a checkpoint of
+            another run (other rows, parts, loss, optimizer or plan).
     """
     from accelerate.utils import set_seed
 
     loop = Loop(model, data, loss, gradient, optimizer or adam(), epochs, batch_size, clip, seed, accelerator)
     set_seed(seed)
+    start_trackers(loop.accelerator)
     history, best, first_step = loop.resume(checkpoint_dir)
     bar = progress_bar(loop, history, progress)
     for epoch in range(len(history.epochs), 0 if history.stopped else epochs):
@@ -151,7 +155,8 @@ def fit(
         state = Training(model, epoch, history, loop.training_features)
         for hook in hooks:
             hook(state)
-        if state.stop or (patience is not None and epoch - history.best_epoch >= patience):
+        waited = epoch - history.best_epoch
+        if state.stop or (patience is not None and waited >= patience):
             history.stopped = "hook" if state.stop else f"no better validation loss for {patience} epochs"
         loop.checkpoint(checkpoint_dir, history, best, step=0)
         if history.stopped:
@@ -161,6 +166,12 @@ def fit(
         model.load_learned_state(best["state"])
     loop.refit()
     return history
+
+
+def start_trackers(accelerator: Any) -> None:
+    """Start what the user asked for by `log_with=`, as Accelerate wants before the first `log`."""
+    if accelerator.log_with and not accelerator.trackers:
+        accelerator.init_trackers("reprogram")
 
 
 def default_accelerator() -> Any:
@@ -177,6 +188,7 @@ class Loop:
         self.accelerator = accelerator or default_accelerator()
         self.model, self.loss, self.gradient = model.to(self.accelerator.device), loss, gradient
         self.batch_size, self.clip, self.seed = batch_size, clip, seed
+        self.rows = hashlib.sha256()
         self.parts = {name: self.encoded(name, *pair) for name, pair in data.items() if name in ("train", "validation")}
         if "train" not in self.parts:
             raise DataError(
@@ -194,6 +206,7 @@ class Loop:
             plain, lambda step: 0.5 * (1 + math.cos(math.pi * min(step / self.steps, 1)))
         )
         self.optimizer = self.accelerator.prepare_optimizer(plain)
+        self.identity = self.fingerprint(plain)
 
     def encoded(self, name: str, inputs: Sequence[Any], targets: Any) -> tuple[list, Tensor, list[int]]:
         records = self.model.encode(list(inputs))
@@ -202,6 +215,11 @@ class Loop:
             raise DataError(
                 f"expected as many targets as inputs and at least one, got {len(records)} and {len(y)} in '{name}'"
             )
+        if self.model.mapping.kind == "classification" and int(y.max()) >= self.model.mapping.outputs:
+            raise DataError(
+                f"expected classes below {self.model.mapping.outputs}, the map's outputs, got {int(y.max())} in '{name}'"
+            )
+        add_bytes(self.rows, [records, y])
         return records, y, [self.model.program.length(r) for r in records]
 
     def cache_frozen_features(self) -> None:
@@ -282,7 +300,7 @@ class Loop:
         state = {
             "model": self.model.learned_state(), "optimizer": self.optimizer.state_dict(), "schedule": self.schedule.state_dict(),
             "rng": torch.get_rng_state(), "history": asdict(history), "best": best, "step": step,
-            "partial": getattr(self, "partial", 0.0), "run": self.fingerprint(),
+            "partial": getattr(self, "partial", 0.0), "run": self.identity,
         }  # fmt: skip
         with atomic_file(Path(folder) / "checkpoint.pt") as path:
             try:
@@ -290,13 +308,14 @@ class Loop:
             except RuntimeError as error:  # what torch makes of a full disk
                 raise OSError(f"no room for a checkpoint: {error}") from error
 
-    def fingerprint(self) -> str:
-        """What makes two runs the same run: rows, targets, source, program, map and the plan of the training."""
-        facts = [self.steps, self.batch_size, self.clip, self.seed, self.model.source.digest]
+    def fingerprint(self, optimizer: torch.optim.Optimizer) -> str:
+        """What makes two runs the same run: rows, source, program and map, loss, and the plan of the training."""
+        total = self.rows.copy()
+        rates = [{k: v for k, v in group.items() if k not in ("params", "lr")} for group in optimizer.param_groups]
+        names = [getattr(part, "__qualname__", type(part).__name__) for part in (self.loss, self.gradient)]
+        facts = [self.steps, self.batch_size, self.clip, self.seed, self.model.source.digest, names, rates]
         facts += [repr(getattr(part, "_arguments", part)) for part in (self.model.program, self.model.mapping)]
-        total = hashlib.sha256(repr(facts).encode())
-        for _, y, lengths in self.parts.values():
-            total.update(y.cpu().numpy().tobytes() + repr(lengths).encode())
+        add_bytes(total, facts)
         return total.hexdigest()
 
     def resume(self, folder: str | Path | None) -> tuple[History, dict[str, Any], int]:
@@ -306,7 +325,7 @@ class Loop:
             return History(), {"loss": math.inf, "state": None}, 0
         try:
             saved = torch.load(path, map_location=self.accelerator.device, weights_only=True)
-            if saved["run"] != self.fingerprint():
+            if saved["run"] != self.identity:
                 raise ValueError("another run")
             self.model.load_learned_state(saved["model"])
             self.optimizer.load_state_dict(saved["optimizer"])
@@ -318,6 +337,21 @@ class Loop:
         torch.set_rng_state(saved["rng"].cpu())
         self.partial = saved["partial"]
         return History(**saved["history"]), saved["best"], saved["step"]
+
+
+def add_bytes(total: Any, value: Any) -> None:
+    """Hash tensors, texts, and lists and mappings of them, in order."""
+    if isinstance(value, Tensor):
+        total.update(f"{value.dtype} {tuple(value.shape)}".encode())
+        total.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    elif isinstance(value, Mapping):
+        for key in sorted(value):
+            add_bytes(total, [key, value[key]])
+    elif isinstance(value, list | tuple):
+        for item in value:
+            add_bytes(total, item)
+    else:
+        total.update(repr(value).encode())
 
 
 def progress_bar(loop: Loop, history: History, shown: bool):
@@ -332,7 +366,7 @@ def progress_bar(loop: Loop, history: History, shown: bool):
 
 @torch.no_grad()
 def predict(model: Reprogrammed, inputs: Sequence[Any], *, accelerator: Any = None) -> np.ndarray:
-    """Predictions for raw inputs, in their order.
+    """Predictions for raw inputs, in their order; memory does not grow with their number.
 
     Returns values in the user's units (n, T), class probabilities (n, C), or label probabilities (n, T).
     """
@@ -341,5 +375,8 @@ def predict(model: Reprogrammed, inputs: Sequence[Any], *, accelerator: Any = No
     if isinstance(inputs, str):
         raise DataError(f"expected a list of inputs, got the text {inputs[:40]!r}; pass [{inputs[:40]!r}]")
     model.eval()
-    output = model.mapping(features_of(model, model.encode(list(inputs)), accelerator))
-    return probabilities(model.mapping.kind, output).cpu().numpy()
+    inputs, found = list(inputs), []
+    for start in range(0, len(inputs), CHUNK):
+        output = model.mapping(features_of(model, model.encode(inputs[start : start + CHUNK]), accelerator))
+        found.append(probabilities(model.mapping.kind, output).cpu())
+    return torch.cat(found).numpy()

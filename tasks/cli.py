@@ -39,7 +39,9 @@ class OneSentence(TyperGroup):
 def sentence(error: Exception) -> str:
     """One line; an absent package names the command that brings it."""
     if isinstance(error, ModuleNotFoundError) and error.name:
-        return f"expected the package {error.name}, got none; run pip install 'reprogram[molecules]'"
+        return (
+            f"expected the package {error.name}, got none; `reprogram sources` and `reprogram tasks` have the commands"
+        )
     if isinstance(error, OSError):
         return f"could not use {error.filename or 'a file'}: {error.strerror or type(error).__name__}"
     return " ".join(str(error).split()) or type(error).__name__
@@ -114,7 +116,9 @@ def train(
     out: Annotated[str, typer.Option(help="Folder for the model, report and figures.")] = "runs/model",
     smiles: Smiles = None,
     target: Target = None,
-    source: Annotated[str, typer.Option(help="A name of `reprogram sources`, a folder, a hub id, or auto.")] = "auto",
+    source: Annotated[
+        str, typer.Option(help="A name of `reprogram sources`, several joined by +, a folder, a hub id, or auto.")
+    ] = "auto",
     program: Annotated[str, typer.Option(help="auto, none, delta, free, dense, sparse, prompt, or a spec.")] = "auto",
     mapping: Annotated[str, typer.Option(help="auto, gp, linear, ridge, or a spec.")] = "auto",
     train_size: Annotated[int | None, typer.Option(help="Train on this many labels only.")] = None,
@@ -122,6 +126,8 @@ def train(
     kind: Annotated[str | None, typer.Option(help="regression, classification or multilabel.")] = None,
     positive: Annotated[str | None, typer.Option(help="Name of the class that is class 1.")] = None,
     units: Annotated[str, typer.Option(help="Units of the target, for tables and figures.")] = "",
+    largest_fragment: Annotated[bool, typer.Option(help="Drop counter-ions and solvents.")] = False,
+    neutralise: Annotated[bool, typer.Option(help="Remove charges where hydrogens can.")] = False,
     epochs: Annotated[int | None, typer.Option(help="Passes over the training rows.", min=0)] = None,
     seed: Seed = 0,
     compare: Annotated[str, typer.Option(help="Baselines and controls beside it: none, fast or all.")] = "none",
@@ -139,6 +145,9 @@ def train(
         "kind": kind,
         "positive": positive,
         "units": units,
+        "largest_fragment": largest_fragment,
+        "neutralise": neutralise,
+        "source": source,
     }
     task, columns = prepare_task(data, train_size=train_size, seed=seed, **options)
     parts = {"source": source, "program": spec_or_name(program), "mapping": spec_or_name(mapping)}
@@ -146,7 +155,9 @@ def train(
     if run.main:
         dropped = [f"The dropped rows and why: {out}/dropped.csv"] if task.report.dropped else []
         use = f"Use it: reprogram predict {out} --data new.csv --out predictions.csv"
-        show(run.report, as_json, {"folder": out}, [task.report.summary(), *dropped, f"Written to {out}/", use])
+        alone = ["No control was run beside it: --compare fast shows what the source and the program are worth."]
+        lines = [task.report.summary(), *dropped, *(alone if compare == "none" else []), f"Written to {out}/", use]
+        show(run.report, as_json, {"folder": out}, lines)
 
 
 @app.command()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,15 +17,17 @@ from reprogram.train import predict
 from tasks.baselines import tidy
 from tasks.metrics import evaluate
 from tasks.molecules import Molecules, read_molecules
+from tasks.molecules.data import open_table
 from tasks.molecules.labels import parse
-from tasks.molecules.readers import Table, read, short
+from tasks.molecules.readers import Table, short
 from tasks.report import Report, measured
-from tasks.task import Dropped
+from tasks.task import Dropped, without_row
 
 if TYPE_CHECKING:
     import pandas as pd
 
 REASON = "reason"
+MARK = 8
 WRITERS = {".csv": {"sep": ","}, ".tsv": {"sep": "\t"}}
 
 
@@ -67,8 +70,8 @@ def predict_file(
     check_place(out.parent)
     model = Reprogrammed.from_pretrained(folder)
     about = model.metadata.get("task", {})
-    table = read(data)
-    molecules = read_molecules(data, smiles=smiles or about.get("smiles") or "smiles")
+    table = open_table(data)
+    molecules = read_molecules(data, smiles=smiles or about.get("smiles") or "smiles", **about.get("preprocessing", {}))
     positions, values, refused = answers(model, molecules, table)
     frame = pd.DataFrame({c: table.column(c) for c in table.columns}, index=range(len(table.rows)))
     if table.structures is not None:
@@ -102,7 +105,7 @@ def answers(
                 model.encode([text])
                 kept.append((position, text))
             except ValueError as error:
-                refused.append(Dropped(table.rows[position], text[:200], str(error)))
+                refused.append(Dropped(table.rows[position], text[:200], without_row(error)))
         if not kept or len(kept) == len(pairs):
             raise
         pairs, values = kept, predict(model, [text for _, text in kept])
@@ -138,25 +141,44 @@ def evaluate_file(
     """Metrics of the artefact in `folder` on labelled rows, with 95 % bootstrap intervals.
 
     Every row counts as it is: nothing is merged or split. Rows without a readable molecule or a finite label are left
-    out and counted.
+    out and counted, and training rows of the model are counted in a note.
     `smiles` and `target` default to the columns that the model was trained on.
 
     Raises: DataError for a damaged artefact, a missing column, or labels that are not of the model's kind.
     """
     model = Reprogrammed.from_pretrained(folder)
     about, kind = model.metadata.get("task", {}), str(model.mapping.kind)
-    table = read(data)
+    table = open_table(data)
     column = smiles or about.get("smiles") or "smiles"
     y = labels_of(table, list(target) or list(about.get("target") or []), kind, about, column)
-    positions, values, refused = answers(model, read_molecules(data, smiles=column), table)
+    molecules = read_molecules(data, smiles=column, **about.get("preprocessing", {}))
+    positions, values, refused = answers(model, molecules, table)
     values = values[:, 0] if kind == "regression" else tidy(kind, values)
     trained = model.metadata.get("training", {})
     name, group = trained.get("method", model.source.name), trained.get("group", "reprogrammed")
     rows = measured(name, group, evaluate(kind, y[positions], values, seed=seed), seed=seed)
     kept = int((~np.isnan(y[positions])).reshape(len(positions), -1).any(1).sum())
     facts = {"origin": table.origin, "read": len(table.rows), "kept": kept, "dropped": len(table.rows) - kept}
-    facts |= {"unreadable": len(refused)}
-    return Report(str(about.get("name") or table.origin), kind, str(about.get("units") or ""), tuple(rows), data=facts)
+    facts |= {"unreadable": len(refused), "seen_in_training": seen(molecules.inputs, trained.get("rows", ""))}
+    notes = (
+        f"{facts['seen_in_training']} of these {len(molecules.inputs)} molecules were training rows of the model: such "
+        "metrics are too good.",
+    )
+    return Report(
+        str(about.get("name") or table.origin), kind, str(about.get("units") or ""), tuple(rows),
+        notes=notes if facts["seen_in_training"] else (), data=facts,
+    )  # fmt: skip
+
+
+def row_marks(inputs: Sequence[str]) -> str:
+    """8 hexadecimal digits of each input's SHA-256, joined: enough to know a training row again, not to read it."""
+    return "".join(sorted({hashlib.sha256(text.encode()).hexdigest()[:MARK] for text in inputs}))
+
+
+def seen(inputs: Sequence[str], marks: str) -> int:
+    """How many inputs are among those that `marks` was made of."""
+    known = {marks[i : i + MARK] for i in range(0, len(marks), MARK)}
+    return sum(hashlib.sha256(text.encode()).hexdigest()[:MARK] in known for text in inputs)
 
 
 def labels_of(table: Table, targets: list[str], kind: str, about: Mapping[str, Any], smiles: str) -> np.ndarray:

@@ -7,7 +7,7 @@ import json
 import math
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -16,21 +16,24 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from reprogram.auto import default_sources
 from reprogram.card import readouts
 from reprogram.config import build, to_spec
 from reprogram.errors import DataError
 from reprogram.files import atomic_folder, check_place
 from reprogram.model import Reprogrammed
+from reprogram.recipes import sources_of
 from reprogram.train import History, default_accelerator, predict
 from tasks.baselines import Group, Method, Prediction, compare, methods, selected, tidy
 from tasks.comparison import Comparison
 from tasks.controls import learned
+from tasks.inference import row_marks
 from tasks.molecules import load_task
-from tasks.molecules.bundled import TASKS
+from tasks.molecules.data import bundled_entry
 from tasks.report import Report
 from tasks.task import Task
 
-CHECKPOINT, DROPPED = "checkpoint", "dropped.csv"
+CHECKPOINT, DROPPED, MERGED = "checkpoint", "dropped.csv", "merged.csv"
 COMPARE = ("none", "fast", "all")
 FIGURES = ("parity.png", "history.png", "comparison.png", "learning_curve.png")
 COVERAGE = 0.68  # share of the validation errors that a bar of the parity plot spans: one standard deviation if normal
@@ -65,7 +68,8 @@ def train_task(
 ) -> Run:
     """Reprogram `source` for `task`, measure it on the test part, and write everything into the folder `out`.
 
-    The folder gets the artefact, `report.json`, `report.md`, `dropped.csv` and figures, all or nothing. A killed run goes
+    The folder gets the artefact, `report.json`, `report.md`, `dropped.csv`, `merged.csv` where rows held the same
+    molecule, and figures, all or nothing. A killed run goes
     on from its last checkpoint when it is started again with the same arguments; other arguments start anew. `beside` is
     "none", or which controls and baselines to run too: "fast" or "all". `columns` (smiles, target) names the user's
     columns for later predictions. Over several processes the main one writes.
@@ -104,15 +108,31 @@ def train_task(
 
 def prepare_task(
     data: str, *, train_size: int | None = None, seed: int = 0, smiles: str | None = None,
-    target: Sequence[str] | None = None, split: str | None = None, **options: Any,
+    target: Sequence[str] | None = None, split: str | None = None, source: Any = None, **options: Any,
 ) -> tuple[Task, dict[str, Any]]:  # fmt: skip
-    """A task from a bundled name or a file, cut to `train_size` labels, and the names of the columns it was read from."""
+    """A task from a bundled name or a file, cut to `train_size` labels, and the names of the columns it was read from.
+
+    Molecules that `source` cannot take (too long, an element it does not know) are dropped like unreadable ones.
+    """
     task = load_task(
-        data, smiles=smiles or "smiles", target=list(target) if target else None, split=split, seed=seed, **options
-    )
+        data, smiles=smiles or "smiles", target=list(target) if target else None, split=split, seed=seed,
+        accepts=None if source is None else accepted_by(source), **options,
+    )  # fmt: skip
     task = task if train_size is None else task.subset(train_size, seed)
-    entry = TASKS.get(data.lower()) if not Path(data).is_file() else None
+    entry = bundled_entry(data)
     return task, {"smiles": smiles or (entry.smiles if entry else "smiles"), "target": list(task.target_names)}
+
+
+def accepted_by(source: Any) -> Callable[[str], None]:
+    """A function that raises ValueError for a molecule that a network of `source` cannot take; features take any."""
+    found = sources_of(source)
+    networks = [one for one in (default_sources() if found is None else found) if one.takes != "features"]
+
+    def check(smiles: str) -> None:
+        for one in networks:
+            one.codec.encode([smiles])
+
+    return check
 
 
 def spec_or_name(value: str) -> Any:
@@ -136,12 +156,13 @@ def fingerprint(task: Task, settings: Mapping[str, Any]) -> str:
 
 @contextmanager
 def checkpoints(out: Path, name: str, accelerator: Any) -> Iterator[Path]:
-    """A folder for this run's checkpoints: kept when the process is killed, gone after success or an error."""
+    """A folder for this run's checkpoints: kept when the process is killed or the disk fails, gone after success or an
+    error of another kind."""
     folder, existed = out / CHECKPOINT / name, out.exists()
     try:
         yield folder
-    except Exception:
-        if accelerator.is_main_process:
+    except Exception as error:
+        if accelerator.is_main_process and not isinstance(error.__cause__, OSError):
             shutil.rmtree(folder, ignore_errors=True)
             for place in (out / CHECKPOINT, *(() if existed else (out,))):
                 if place.is_dir() and not any(place.iterdir()):
@@ -207,11 +228,12 @@ def facts(
         "source": task.source,
     }
     about |= {"license": task.license, "classes": list(task.classes), "label_classes": task.label_classes}
-    about |= {"target": list(task.target_names)} | dict(columns or {})
+    about |= {"target": list(task.target_names)} | dict(columns or {}) | {"preprocessing": dict(task.preprocessing)}
     about = about | {f"{part}_rows": len(rows) for part, rows in task.split.items()}
-    about = {key: value for key, value in about.items() if value not in ("", [], ())}
+    about = {key: value for key, value in about.items() if value not in ("", [], (), {})}
     known = {name: asdict(e) for name, e in metrics.items() if math.isfinite(e.low)}
-    return {"task": about, "metrics": known, "training": dict(settings)}
+    training = dict(settings) | {"rows": row_marks(task.part("train")[0])}
+    return {"task": about, "metrics": known, "training": training}
 
 
 def publish(
@@ -223,13 +245,18 @@ def publish(
 
     drawn = figures(report, task, guesses, history=history, curve=curve)
     dropped = pd.DataFrame([asdict(row) for row in task.report.dropped], columns=["row", "smiles", "reason"])
+    merged = pd.DataFrame(
+        [{"smiles": m.smiles, "rows": " ".join(map(str, m.rows)), "conflict": m.conflict} for m in task.report.merged]
+    )
     with atomic_folder(out) as writing:
         model.save_pretrained(writing)
         report.write(writing)
         dropped.to_csv(writing / DROPPED, index=False)
+        if len(merged):
+            merged.to_csv(writing / MERGED, index=False)
         for name, ax in drawn.items():
             ax.figure.savefig(writing / name, dpi=150)
-    for name in set(FIGURES) - set(drawn):
+    for name in {*FIGURES, *([] if len(merged) else [MERGED])} - set(drawn):
         (out / name).unlink(missing_ok=True)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,11 @@ class Dropped:
     row: int
     smiles: str
     reason: str
+
+
+def without_row(error: Exception) -> str:
+    """The reason of a refusal; its own row count, which is not the user's, is cut out."""
+    return re.sub(r" (in|at) row \d+", "", str(error))
 
 
 @dataclass(frozen=True)
@@ -75,7 +81,8 @@ class Task:
 
     Shapes: n inputs, T labels. `targets` is (n,) in the user's units (regression) or class indices (classification),
     or (n, T) of 0/1 with NaN where a label is missing (multilabel). `classes` names the classes, or the labels of a
-    multilabel task, whose two class names, 0 then 1, are in `label_classes`; `target_names` are the columns read. `split` holds disjoint row indices for "train", "validation", "test"; rows in none are left out.
+    multilabel task, whose two class names, 0 then 1, are in `label_classes`; `target_names` are the columns read. `preprocessing` are
+    the options under which inputs were standardised, to be repeated in prediction. `split` holds disjoint row indices for "train", "validation", "test"; rows in none are left out.
 
     Raises: DataError when shapes, kind or split contradict each other.
     """
@@ -93,6 +100,7 @@ class Task:
     license: str = ""
     split: Mapping[str, np.ndarray] = field(default_factory=dict)
     report: ReadReport = ReadReport()
+    preprocessing: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:

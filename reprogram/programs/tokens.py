@@ -143,9 +143,10 @@ class Dictionary(TargetTokens):
 
     def start(self, table: Tensor, same: list[int | None]) -> None:
         generator = torch.Generator().manual_seed(self.seed)
-        chosen = torch.randperm(len(table), generator=generator)[: self.atoms]
-        known = torch.tensor([i for i in same if i is not None], dtype=torch.long)
-        chosen = torch.cat([known, chosen]).unique()[: max(self.atoms, len(known))]
+        known = torch.tensor([i for i in same if i is not None], dtype=torch.long).unique()
+        others = torch.randperm(len(table), generator=generator)
+        others = others[~torch.isin(others, known)][: max(0, self.atoms - len(known))]
+        chosen = torch.cat([known, others]).sort().values
         self.register_buffer("dictionary", table[chosen], persistent=False)
         wanted = starting_rows(table, same, self.seed).double().cpu().numpy()
         basis = self.dictionary.double().cpu().numpy()

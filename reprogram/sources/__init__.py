@@ -47,7 +47,10 @@ def load(
             name, weights, seed = control[1], "random", int(control[2])
         source = named(name, revision, **options)
         spec = {"_target_": "reprogram.sources.load", "name_or_module": name, "revision": revision, "weights": weights}
-        spec |= {"seed": seed, **options}
+        # the commit that was found is pinned; whether it was downloaded then is no part of the model
+        spec |= {"seed": seed, **{key: value for key, value in options.items() if key != "download"}}
+        if name not in ENTRIES and not os.path.isdir(name):  # noqa: PTH112 - the name may be a hub id, which is no path
+            spec["revision"] = source.revision or revision
     source = source.randomised(seed) if weights == "random" else source
     source.spec = spec
     return source

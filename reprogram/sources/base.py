@@ -187,7 +187,13 @@ class Source(nn.Module):
         # A caller may have called requires_grad_ or train on a module above or below this one.
         if self.network.training or any(weight.requires_grad for weight in self.network.parameters()):
             self._freeze()
-        return self.network(**batch)
+        values = self.network(**batch)
+        if values.ndim != 2 or values.shape[1] != self.width:
+            raise ValueError(
+                f"expected {self.width} values per input from source '{self.name}', got an output of shape "
+                f"{tuple(values.shape)}; correct its width"
+            )
+        return values
 
     @property
     def embedding(self) -> Tensor | None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,10 @@ from tasks.molecules.merge import HELD_OUT, Merge, merge
 from tasks.molecules.readers import Table, read, short
 from tasks.molecules.standardise import Standardiser, scaffold
 from tasks.splits import WORDS, Split, check_fractions, given_split, group_split, random_split
-from tasks.task import Dropped, ReadReport, Task
+from tasks.task import Dropped, ReadReport, Task, without_row
 
 FRACTIONS = (0.8, 0.1, 0.1)
+FEW_VALUES = 10
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,7 @@ def load_task(
     tolerance: float | None = None,
     name: str | None = None,
     units: str = "",
+    accepts: Callable[[str], Any] | None = None,
     **standardisation: Any,
 ) -> Task:
     """A task from a bundled name ("freesolv", "solubility", "b3db"), a CSV, TSV, Parquet or SDF file, a pandas
@@ -53,21 +55,32 @@ def load_task(
     `split` is "scaffold" (default), "random", or a column of words train, validation, test; a DatasetDict keeps its
     own parts by default. `kind` is inferred from the target column unless given, `positive` names class 1,
     `tolerance` is the spread of repeated measurements still taken as agreement (default: a fifth of their standard
-    deviation over the task), and the other options are those of `Standardiser`.
+    deviation over the task), `accepts` is asked with every canonical SMILES and may refuse it by a ValueError, which
+    drops the row, and the other options are those of `Standardiser`.
 
     Raises: DataError, one sentence on what is wrong with the data.
     """
-    entry = bundled.TASKS.get(str(data).lower()) if isinstance(data, str) and not Path(data).is_file() else None
-    table = bundled.read_bundled(str(data).lower()) if entry else read(data)
+    entry, table = bundled_entry(data), open_table(data)
     if entry:
         smiles, target = entry.smiles, target or entry.target
         kind, positive, units = kind or entry.kind, positive or entry.positive, units or entry.units
     label = name or (str(data).lower() if entry else Path(table.origin).stem or table.origin)
     source = entry.reference if entry else table.origin
-    reader = _Reader(table, smiles, target, split, positive, tolerance, Standardiser(**_known(standardisation)))
+    standardiser = Standardiser(**_known(standardisation))
+    reader = _Reader(table, smiles, target, split, positive, tolerance, standardiser, accepts)
     return reader.task(
         kind, seed, fractions, name=label, units=units, source=source, license=entry.license if entry else ""
     )
+
+
+def bundled_entry(data: Any) -> bundled.Bundled | None:
+    """The bundled task that `data` names, unless a file has that name."""
+    return bundled.TASKS.get(data.lower()) if isinstance(data, str) and not Path(data).is_file() else None
+
+
+def open_table(data: Any) -> Table:
+    """Bundled data by name, or anything `read` takes."""
+    return bundled.read_bundled(data.lower()) if bundled_entry(data) else read(data)
 
 
 def from_molecules(
@@ -100,7 +113,7 @@ def from_molecules(
 def read_molecules(data: Any, *, smiles: str = "smiles", **standardisation: Any) -> Molecules:
     """Molecules to predict on, from anything `load_task` reads or a list of SMILES; nothing is merged or reordered."""
     listed = isinstance(data, list | tuple)
-    table = Table({"smiles": list(data)}, range(len(data)), "the list") if listed else read(data)
+    table = Table({"smiles": list(data)}, range(len(data)), "the list") if listed else open_table(data)
     column = table.structures if table.structures is not None else table.column(table.find(smiles))
     clean, dropped = _standardised(column, table, Standardiser(**_known(standardisation)))
     if not clean:
@@ -134,6 +147,7 @@ class _Reader:
     positive: str | None
     tolerance: float | None
     standardiser: Standardiser
+    accepts: Callable[[str], Any] | None = None
 
     def task(self, kind: str | None, seed: int, fractions: Sequence[float], **facts: str) -> Task:
         shares = check_fractions(fractions)
@@ -143,11 +157,12 @@ class _Reader:
         targets = self._targets(structure, parts)
         labels = {c: self._parsed(c, kind) for c in targets}
         inputs = table.column(structure) if structure is not None else table.structures or ()
-        clean, dropped = _standardised(inputs, table, self.standardiser)
+        clean, dropped = _standardised(inputs, table, self.standardiser, self.accepts)
         dropped += _without_labels(clean, labels, table)
         if not clean:
             raise _nothing_left(table, sorted(dropped, key=lambda d: d.row))
         words = table.column(parts) if parts else None
+        asked = kind
         kind = infer_kind({c: [values[i] for i in clean] for c, values in labels.items()}, kind)
         merged = merge(clean, labels, table.rows, words=words, numeric=kind == "regression", tolerance=self.tolerance)
         if not merged.inputs:
@@ -161,11 +176,11 @@ class _Reader:
             kept=len(merged.inputs),
             dropped=tuple(sorted([*dropped, *merged.dropped], key=lambda d: d.row)),
             merged=tuple(merged.groups),
-            notes=(note,) if note else (),
+            notes=tuple(note for note in (note, whole_numbers(encoded, targets, asked)) if note),
         )
         return Task(
             inputs=merged.inputs, targets=encoded.targets, kind=encoded.kind, metric=rank_metric(encoded.kind),
-            classes=encoded.classes, target_names=tuple(targets), label_classes=encoded.label_classes, split=cut, report=report, **facts,
+            classes=encoded.classes, target_names=tuple(targets), label_classes=encoded.label_classes, split=cut, report=report, preprocessing=changed(self.standardiser), **facts,
         )  # fmt: skip
 
     def _split_column(self) -> str | None:
@@ -220,17 +235,31 @@ class _Reader:
 
 
 def _standardised(
-    molecules: Sequence[Any], table: Table, standardiser: Standardiser
+    molecules: Sequence[Any], table: Table, standardiser: Standardiser, accepts: Callable[[str], Any] | None = None
 ) -> tuple[dict[int, str], list[Dropped]]:
     clean: dict[int, str] = {}
     dropped: list[Dropped] = []
     for i, molecule in enumerate(molecules):
         try:
-            clean[i] = standardiser(molecule)
-        except DataError as refusal:
+            text = standardiser(molecule)
+            if accepts is not None:
+                accepts(text)
+            clean[i] = text
+        except ValueError as refusal:
             text = molecule if isinstance(molecule, str) else ""
-            dropped.append(Dropped(table.rows[i], text[:200], str(refusal)))
+            dropped.append(Dropped(table.rows[i], text[:200], without_row(refusal)))
     return clean, dropped
+
+
+def whole_numbers(encoded: Labels, targets: Sequence[str], asked: str | None) -> str:
+    """A hint where a few whole numbers were read as values, which may have been meant as classes."""
+    values = np.unique(encoded.targets) if encoded.kind == "regression" and asked is None else np.zeros(0)
+    if not 2 < len(values) <= FEW_VALUES or np.any(values != np.round(values)):
+        return ""
+    return (
+        f"{targets[0]} holds {len(values)} different whole numbers and was read as values; for classes say "
+        "kind classification"
+    )
 
 
 def _without_labels(clean: dict[int, str], labels: dict[str, list[Value]], table: Table) -> list[Dropped]:
@@ -253,6 +282,11 @@ def _nothing_left(table: Table, dropped: list[Dropped]) -> DataError:
         f"expected at least one usable molecule in {table.origin}, got none in {len(table.rows)} rows; "
         f"the first, row {first.row} {short(first.smiles)}: {first.reason}"
     )
+
+
+def changed(standardiser: Standardiser) -> dict[str, Any]:
+    """The options that are not the default ones."""
+    return {key: value for key, value in asdict(standardiser).items() if value != getattr(Standardiser(), key)}
 
 
 def _known(options: dict[str, Any]) -> dict[str, Any]:
