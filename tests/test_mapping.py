@@ -188,6 +188,19 @@ def test_a_forest_stays_small_whatever_it_predicts(kind, outputs):
     assert len(forest.feature[0]) >= 50
 
 
+def test_a_forest_is_sure_of_one_class_among_many():
+    x, y = torch.eye(40).repeat(8, 1), torch.arange(40).repeat(8)
+    assert (rp.ForestMap(40, 40, kind="classification").refit(x, y)(x).softmax(1).gather(1, y[:, None]) > 0.95).all()
+
+
+def test_tiny_and_huge_units_are_units_too():
+    x = torch.randn(60, 3, generator=torch.Generator().manual_seed(0))
+    y = x[:, :1] + 2
+    for scale in (1e-8, 1e8):
+        ridge = rp.LinearMap(3, ridge=True).refit(x * scale, y * 1e20)
+        assert torch.allclose(ridge(x * scale) / 1e20, y, atol=0.05)
+
+
 def test_stack_weights_are_convex_and_find_the_good_member():
     generator = np.random.default_rng(0)
     y = generator.normal(size=200)
