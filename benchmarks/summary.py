@@ -58,7 +58,7 @@ def wins(table: pd.DataFrame) -> str:
 
 
 def means(table: pd.DataFrame) -> str:
-    """Mean metric over seeds with its interval, a row per method and a column per task, split and size."""
+    """Mean metric over seeds, from three on with its interval, a row per method and a column per task, split and size."""
     cells = list(dict.fromkeys(zip(table.task, table.split, table["size"], strict=True)))
     order = {"50": 0, "100": 1, "200": 2, "full": 3}
     cells = sorted(cells, key=lambda c: (c[0], c[1], order.get(c[2], 9)))
@@ -74,7 +74,8 @@ def means(table: pd.DataFrame) -> str:
                 texts.append("")
                 continue
             low, high = interval(values)
-            texts.append(f"{values.mean():.2f} ({low:.2f} to {high:.2f}; {len(values)})" if high < 1e3 else "")
+            spread = f"{low:.2f} to {high:.2f}; " if len(values) > 2 else ""
+            texts.append(f"{values.mean():.2f} ({spread}{len(values)})" if high < 1e3 else "")
         lines.append(f"| {source} | {method} | " + " | ".join(texts) + " |")
     return "\n".join(lines)
 
