@@ -10,16 +10,17 @@ import torch
 def bucketed_batches(lengths: Sequence[int], batch_size: int, *, seed: int, epoch: int) -> list[list[int]]:
     """Shuffled batches of row indices whose members have similar lengths, so that little padding is computed.
 
-    Rows are shuffled, cut into pools of 16 batches (of half the data where there is less, so that batch mates change
-    from epoch to epoch), sorted by length within a pool, cut into batches, and the batches shuffled: every row once per
-    epoch, a pure function of (lengths, batch_size, seed, epoch).
+    Rows are shuffled, cut into pools of 16 batches, sorted within a pool by length give or take a tenth, so that batch
+    mates change from epoch to epoch also where one pool holds all rows, cut into batches, and the batches shuffled: every
+    row once per epoch, a pure function of (lengths, batch_size, seed, epoch).
     """
     generator = torch.Generator().manual_seed((seed << 20) + epoch)
     order = torch.randperm(len(lengths), generator=generator).tolist()
-    pool = batch_size * min(16, max(1, len(lengths) // batch_size // 2))
+    blurred = (torch.tensor(lengths) * (0.9 + 0.2 * torch.rand(len(lengths), generator=generator))).tolist()
+    pool = 16 * batch_size
     batches = []
     for start in range(0, len(order), pool):
-        rows = sorted(order[start : start + pool], key=lambda i: lengths[i])
+        rows = sorted(order[start : start + pool], key=lambda i: blurred[i])
         batches += [rows[k : k + batch_size] for k in range(0, len(rows), batch_size)]
     return [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()]
 

@@ -34,7 +34,7 @@ class TargetTokens(nn.Module):
     """Shared by the programs below: target text -> ids of an own vocabulary -> rows of `table()` between the source's
     special tokens. Id 0 is the unknown token."""
 
-    def __init__(self, tokens: Sequence[str], split: str, max_length: int):
+    def __init__(self, tokens: Sequence[str], split: str, max_length: int | None):
         super().__init__()
         if len(set(tokens)) != len(tokens) or not tokens:
             raise DataError(
@@ -51,7 +51,8 @@ class TargetTokens(nn.Module):
                 f"expected a source with a token embedding table, got '{source.name}' ({source.takes}); use minilm, chemnet, …"
             )
         codec, table = source.codec, source.embedding.detach()
-        self.limit = min(self.max_length, codec.max_length - len(codec.before) - len(codec.after))
+        room = codec.max_length - len(codec.before) - len(codec.after)
+        self.limit = room if self.max_length is None else min(self.max_length, room)
         self.register_buffer("before", table[list(codec.before)], persistent=False)
         self.register_buffer("after", table[list(codec.after)], persistent=False)
         if first_binding(self, source):
@@ -63,7 +64,7 @@ class TargetTokens(nn.Module):
             pieces = SPLITTERS[self.split](as_text(text, row))
             if not 0 < len(pieces) <= self.limit:
                 raise DataError(
-                    f"expected 1 to {self.limit} tokens, got {len(pieces)} for {shorten(str(text))} in row {row}; drop it or raise max_length"
+                    f"expected 1 to {self.limit} tokens, got {len(pieces)} for {shorten(str(text))} in row {row}; drop it or choose another source"
                 )
             records.append({"target_ids": torch.tensor([self.ids.get(p, 0) for p in pieces])})
         return records
@@ -100,7 +101,7 @@ class FreeEmbeddings(TargetTokens):
     Shapes: table (V_T + 1, D). Trainable: (V_T + 1) D.
     """
 
-    def __init__(self, tokens: Sequence[str], *, split: str = "smiles", max_length: int = 400, seed: int = 0):
+    def __init__(self, tokens: Sequence[str], *, split: str = "smiles", max_length: int | None = None, seed: int = 0):
         super().__init__(tokens, split, max_length)
         self.seed = seed
 
@@ -133,7 +134,7 @@ class Dictionary(TargetTokens):
         sparsity: int | None = 16,
         atoms: int = 2000,
         split: str = "smiles",
-        max_length: int = 400,
+        max_length: int | None = None,
         seed: int = 0,
     ):
         super().__init__(tokens, split, max_length)
