@@ -237,9 +237,11 @@ class _Reader:
 def _standardised(
     molecules: Sequence[Any], table: Table, standardiser: Standardiser, accepts: Callable[[str], Any] | None = None
 ) -> tuple[dict[int, str], list[Dropped]]:
+    from tqdm.auto import tqdm
+
     clean: dict[int, str] = {}
     dropped: list[Dropped] = []
-    for i, molecule in enumerate(molecules):
+    for i, molecule in enumerate(tqdm(molecules, desc="read", unit="row", delay=2, leave=False)):
         try:
             text = standardiser(molecule)
             if accepts is not None:
