@@ -25,6 +25,7 @@ from reprogram.model import versions
 from tasks.baselines import compare, methods, selected
 from tasks.features import FeatureTable
 from tasks.molecules import load_task, resplit
+from tasks.runs import accepted_by
 from tasks.task import Task
 
 RESULTS = Path(__file__).parent / "results"
@@ -54,9 +55,9 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def prepared(name: str) -> Task:
-    """The task, cut to ROWS rows by one fixed draw when it is larger."""
-    task = load_task(name, split="random")
+def prepared(name: str, source: str) -> Task:
+    """The task without what `source` cannot take, cut to ROWS rows by one fixed draw when it is larger."""
+    task = load_task(name, split="random", accepts=accepted_by(source))
     if len(task.inputs) <= ROWS:
         return task
     keep = torch.randperm(len(task.inputs), generator=torch.Generator().manual_seed(0))[:ROWS].sort().values.tolist()
@@ -107,7 +108,7 @@ def run(options: argparse.Namespace, path: Path) -> None:
             continue
         if (time.monotonic() - started) / 60 > options.minutes:
             break
-        base = tasks.setdefault(name, prepared(name))
+        base = tasks.get(name) or tasks.setdefault(name, prepared(name, options.source))
         task = resplit(base, split, seed=seed)
         if size != "full":
             task = task.subset(int(size), 100 + seed)
