@@ -40,6 +40,7 @@ TOKEN_SOURCES = ("chemnet", "annalog", "rxnmapper", "rxnfp", "minilm")
 
 
 def arguments() -> argparse.Namespace:
+    """The options of the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tasks", nargs="+", default=list(TASKS))
     parser.add_argument("--splits", nargs="+", default=list(SPLITS))
@@ -82,16 +83,19 @@ def names(chosen: list[str], source: str) -> list[str]:
 
 
 def load_rows(path: Path) -> list[dict]:
+    """Rows measured so far."""
     return json.loads(path.read_text())["rows"] if path.is_file() else []
 
 
 def save_rows(path: Path, rows: list[dict]) -> None:
+    """All rows with the versions and the machine's cores, whole or not at all."""
     facts = {"versions": versions(), "cores": os.cpu_count(), "threads": torch.get_num_threads(), "rows": rows}
     with atomic_file(path) as writing:
         writing.write_text(json.dumps(facts, indent=0) + "\n")
 
 
 def run(options: argparse.Namespace, path: Path) -> None:
+    """Measure every cell of this shard that `path` does not hold yet."""
     index, count = map(int, options.shard.split("/"))
     table, started = FeatureTable(os.environ.get("REPROGRAM_FEATURES")), time.monotonic()
     rows = load_rows(path)
@@ -108,8 +112,9 @@ def run(options: argparse.Namespace, path: Path) -> None:
             continue
         if (time.monotonic() - started) / 60 > options.minutes:
             break
-        base = tasks.get(name) or tasks.setdefault(name, prepared(name, options.source))
-        task = resplit(base, split, seed=seed)
+        if name not in tasks:
+            tasks[name] = prepared(name, options.source)
+        task = resplit(tasks[name], split, seed=seed)
         if size != "full":
             task = task.subset(int(size), 100 + seed)
         result = compare(task, source=options.source, include=wanted, seed=seed, table=table, progress=False)

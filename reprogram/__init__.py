@@ -12,12 +12,13 @@ from reprogram.forest import ForestMap
 from reprogram.gaussian_process import GaussianProcess
 from reprogram.mapping import LinearMap
 from reprogram.model import Reprogrammed
+from reprogram.objectives import adam, evidence, momentum, supervised
 from reprogram.programs import Dictionary, FreeEmbeddings, GraphDelta, Identity, SoftPrompt, vocabulary
 from reprogram.recipes import adapt
 from reprogram.side_by_side import Parallel, SideBySide
 from reprogram.sources import Source, catalogue, load
 from reprogram.stack import Stack
-from reprogram.train import History, adam, evidence, fit, momentum, predict, supervised
+from reprogram.train import History, fit, predict
 from reprogram.trainer import trainer_collator, trainer_rows
 
 __version__ = "0.1.0"

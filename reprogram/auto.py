@@ -17,12 +17,13 @@ from reprogram.forest import ForestMap
 from reprogram.gaussian_process import GaussianProcess
 from reprogram.mapping import Kind, LinearMap, probabilities
 from reprogram.model import Reprogrammed
+from reprogram.objectives import adam, evidence, momentum
 from reprogram.programs import Identity
 from reprogram.readout import folds, stack_weights
 from reprogram.side_by_side import Parallel, SideBySide
 from reprogram.sources import Source, catalogue, load
 from reprogram.stack import SHRINK, Stack, unit_scale
-from reprogram.train import History, adam, default_accelerator, evidence, fit, momentum
+from reprogram.train import History, default_accelerator, fit
 
 SOURCES = ("minimol", "descriptors", "morgan")
 STEPS, FULL_BATCH, FEW_ROWS = 20, 256, 100

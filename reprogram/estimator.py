@@ -11,6 +11,7 @@ from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
 from sklearn.utils.validation import check_is_fitted
 
 from reprogram.errors import DataError
+from reprogram.features import no_text
 
 
 class _Reprogram(BaseEstimator):
@@ -109,11 +110,9 @@ class ReprogramClassifier(ClassifierMixin, _Reprogram):
 
 def check_inputs(X: Any) -> list[Any]:
     """A list of inputs from a list, Series, or array; a single column is read as such."""
-    if isinstance(X, str):
-        raise DataError("expected a sequence of inputs, got one string; put it in a list")
     if hasattr(X, "ndim") and X.ndim == 2 and X.shape[1] == 1:
         X = np.asarray(X)[:, 0]
-    inputs = list(X)
+    inputs = list(no_text(X))
     if not inputs:
         raise DataError("expected at least one input, got none (0 samples); check the file or the list")
     return inputs
@@ -132,5 +131,6 @@ def check_targets(y: Any) -> np.ndarray:
 
 
 def check_lengths(inputs: list[Any], y: np.ndarray) -> None:
+    """One target per input, or a DataError."""
     if len(inputs) != len(y):
         raise DataError(f"expected one target per input, got {len(inputs)} inputs and {len(y)} targets")

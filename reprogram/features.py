@@ -55,7 +55,15 @@ def column(y: Tensor, kind: str) -> Tensor:
     return y[:, None] if kind != "classification" and y.ndim == 1 else y
 
 
+def no_text(inputs: Sequence[Any]) -> Sequence[Any]:
+    """`inputs`, unless it is one text, which would be read letter by letter: then a DataError."""
+    if isinstance(inputs, str):
+        raise DataError(f"expected a list of inputs, got the text {inputs[:40]!r}; pass [{inputs[:40]!r}]")
+    return inputs
+
+
 def move(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
+    """A batch, also one of batches, with its tensors on `device`."""
     return {k: move(v, device) if isinstance(v, dict) else v.to(device) for k, v in batch.items()}
 
 
@@ -68,6 +76,7 @@ def source_features(program: nn.Module, source: nn.Module, records: Sequence[dic
 
 
 def features_of(model: Reprogrammed, records: Sequence[dict], accelerator: Any = None) -> Tensor:
+    """Source features of every record under the model's present program, (n, S)."""
     return source_features(model.program, model.source, records, accelerator)
 
 

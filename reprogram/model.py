@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from reprogram.config import build, to_spec
 from reprogram.errors import DataError
-from reprogram.features import move
+from reprogram.features import column, move, no_text
 from reprogram.files import atomic_folder
 from reprogram.mapping import per_row_loss
 from reprogram.side_by_side import CACHED, collate_records, rebuilt
@@ -54,9 +54,7 @@ class Reprogrammed(nn.Module):
 
     def encode(self, inputs: Sequence[Any]) -> list[Record]:
         """Raw inputs to one record of tensors each: pure, so done once and kept."""
-        if isinstance(inputs, str):
-            raise DataError(f"expected a list of inputs, got the text {inputs[:40]!r}; pass [{inputs[:40]!r}]")
-        return self.program.encode(inputs)
+        return self.program.encode(no_text(inputs))
 
     def collate(self, records: Sequence[Record]) -> Batch:
         """Records to one batch, padded to its longest."""
@@ -76,8 +74,7 @@ class Reprogrammed(nn.Module):
 
     def row_losses(self, output: Tensor, y: Tensor) -> Tensor:
         """The task's own loss of each row, (B,)."""
-        if self.mapping.kind != "classification" and y.ndim == 1:
-            y = y[:, None]
+        y = column(y, self.mapping.kind)
         return per_row_loss(self.mapping.kind, output, y, getattr(self.mapping, "scale", torch.ones(())))
 
     def trainable(self) -> list[tuple[str, nn.Parameter]]:
@@ -183,8 +180,8 @@ def leave_out_source(model: nn.Module, state: dict[str, Tensor], prefix: str, _:
 
 
 def miss_no_source(model: nn.Module, incompatible: Any) -> None:
-    kept = [key for key in incompatible.missing_keys if not f".{key}".count(".source.")]
-    incompatible.missing_keys[:] = kept
+    """What `leave_out_source` left out is not missing when a state is loaded."""
+    incompatible.missing_keys[:] = [key for key in incompatible.missing_keys if ".source." not in f".{key}"]
 
 
 def read_artefact(folder_or_id: str | Path, revision: str | None) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -216,6 +213,7 @@ def read_artefact(folder_or_id: str | Path, revision: str | None) -> tuple[dict[
 
 
 def download(repo_id: str, revision: str | None) -> Path:
+    """The folder of an artefact on the hub, in the local cache."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 

@@ -10,15 +10,16 @@ from torch import Tensor, nn
 
 from reprogram.auto import adapt_auto, by_evidence, count_outputs
 from reprogram.errors import DataError
-from reprogram.features import target_tensor
+from reprogram.features import no_text, target_tensor
 from reprogram.forest import ForestMap
 from reprogram.gaussian_process import GaussianProcess
 from reprogram.mapping import LinearMap
 from reprogram.model import Reprogrammed
+from reprogram.objectives import adam, supervised
 from reprogram.programs import Dictionary, FreeEmbeddings, GraphDelta, Identity, SoftPrompt, vocabulary
 from reprogram.sources import Source, load
 from reprogram.stack import Stack
-from reprogram.train import History, adam, fit, supervised
+from reprogram.train import History, fit
 
 FEW = 20  # below this many rows there is nothing to cut into folds
 PROGRAMS = ("auto", "none", "delta", "free", "dense", "sparse", "prompt")
@@ -111,8 +112,7 @@ def sources_of(source: Any) -> list[Source] | None:
 
 def checked_targets(kind: str, inputs: Sequence[Any], y: Any, outputs: int | None) -> Tensor:
     """Targets as a tensor that fits the inputs, or a DataError."""
-    if isinstance(inputs, str):
-        raise DataError(f"expected a list of inputs, got the text {inputs[:40]!r}; pass [{inputs[:40]!r}]")
+    no_text(inputs)
     y = target_tensor(y, kind)
     if len(inputs) != len(y) or not len(y):
         raise DataError(

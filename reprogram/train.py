@@ -12,56 +12,19 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from reprogram.batching import bucketed_batches
 from reprogram.errors import DataError
-from reprogram.features import column, features_of, move, source_features, target_tensor
+from reprogram.features import column, features_of, move, no_text, source_features, target_tensor
 from reprogram.files import atomic_file
 from reprogram.gradient import GradientStep, backprop
 from reprogram.mapping import probabilities
 from reprogram.model import Reprogrammed
+from reprogram.objectives import Loss, Optimizer, adam, supervised
 from reprogram.side_by_side import CACHED, frozen_members
 
 CHUNK = 4096  # inputs predicted at once
-Loss = Callable[[nn.Module, Any, Tensor], Tensor]
-Optimizer = Callable[[Reprogrammed], torch.optim.Optimizer]
-
-
-def supervised(model: Reprogrammed, x: Any, y: Tensor) -> Tensor:
-    """The task's own loss, averaged over rows: squared error in target standard deviations, or cross-entropy."""
-    return model.row_losses(model(x), y).mean()
-
-
-def evidence(model: Reprogrammed, x: Any, y: Tensor) -> Tensor:
-    """Negative log evidence of a `GaussianProcess` map on the programmed features: no head to overfit, only a program.
-
-    It couples all rows of the batch, so a batch should hold as many rows as memory allows (`whole_batch`).
-    """
-    return model.mapping.evidence(
-        model.features(x), y if y.ndim > 1 or model.mapping.kind == "classification" else y[:, None]
-    )
-
-
-evidence.whole_batch = True  # type: ignore[attr-defined]  # not a mean over rows: processes repeat it instead of sharing rows
-
-
-def adam(*, program: float = 3e-3, mapping: float = 1e-2, weight_decay: float = 0.0) -> Optimizer:
-    """Adam with one learning rate for the program and one for the map."""
-
-    return lambda model: torch.optim.Adam(rated(model, program, mapping), weight_decay=weight_decay)
-
-
-def momentum(*, program: float = 0.05, mapping: float = 0.01) -> Optimizer:
-    """Gradient descent with Nesterov momentum 0.9, one learning rate for the program and one for the map."""
-    return lambda model: torch.optim.SGD(rated(model, program, mapping), lr=program, momentum=0.9, nesterov=True)
-
-
-def rated(model: Reprogrammed, program: float, mapping: float) -> list[dict[str, Any]]:
-    """Parameter groups of program and map with their learning rates."""
-    rates = {"program.": program, "mapping.": mapping}
-    groups = [{"params": [p for n, p in model.trainable() if n.startswith(k)], "lr": r} for k, r in rates.items()]
-    return [group for group in groups if group["params"]]
 
 
 @dataclass
@@ -372,10 +335,8 @@ def predict(model: Reprogrammed, inputs: Sequence[Any], *, accelerator: Any = No
     """
     if not len(inputs):
         raise DataError("expected at least one input to predict, got none; check the file or the list")
-    if isinstance(inputs, str):
-        raise DataError(f"expected a list of inputs, got the text {inputs[:40]!r}; pass [{inputs[:40]!r}]")
     model.eval()
-    inputs, found = list(inputs), []
+    inputs, found = list(no_text(inputs)), []
     for start in range(0, len(inputs), CHUNK):
         output = model.mapping(features_of(model, model.encode(inputs[start : start + CHUNK]), accelerator))
         found.append(probabilities(model.mapping.kind, output).cpu())

@@ -14,8 +14,9 @@ from reprogram.errors import DataError
 from reprogram.features import target_tensor
 from reprogram.mapping import Kind, LinearMap
 from reprogram.model import Reprogrammed
+from reprogram.objectives import adam, supervised
 from reprogram.sources.base import Batch, Codec, Features, Record, Source
-from reprogram.train import adam, fit, supervised
+from reprogram.train import fit
 
 
 class MeanGraph(nn.Module):

@@ -172,13 +172,18 @@ def evaluate_file(
 
 def row_marks(inputs: Sequence[str]) -> str:
     """8 hexadecimal digits of each input's SHA-256, joined: enough to know a training row again, not to read it."""
-    return "".join(sorted({hashlib.sha256(text.encode()).hexdigest()[:MARK] for text in inputs}))
+    return "".join(sorted({mark(text) for text in inputs}))
 
 
 def seen(inputs: Sequence[str], marks: str) -> int:
     """How many inputs are among those that `marks` was made of."""
     known = {marks[i : i + MARK] for i in range(0, len(marks), MARK)}
-    return sum(hashlib.sha256(text.encode()).hexdigest()[:MARK] in known for text in inputs)
+    return sum(mark(text) in known for text in inputs)
+
+
+def mark(text: str) -> str:
+    """The first MARK hexadecimal digits of the SHA-256 of a text."""
+    return hashlib.sha256(text.encode()).hexdigest()[:MARK]
 
 
 def labels_of(table: Table, targets: list[str], kind: str, about: Mapping[str, Any], smiles: str) -> np.ndarray:

@@ -69,9 +69,8 @@ def train_task(
     """Reprogram `source` for `task`, measure it on the test part, and write everything into the folder `out`.
 
     The folder gets the artefact, `report.json`, `report.md`, `dropped.csv`, `merged.csv` where rows held the same
-    molecule, and figures, all or nothing. A killed run goes
-    on from its last checkpoint when it is started again with the same arguments; other arguments start anew. `beside` is
-    "none", or which controls and baselines to run too: "fast" or "all". `columns` (smiles, target) names the user's
+    molecule, and figures, all or nothing. A killed run goes on from its last checkpoint when it is started again with
+    the same arguments; other arguments start anew. `beside` is "none", or which controls and baselines to run too: "fast" or "all". `columns` (smiles, target) names the user's
     columns for later predictions. Over several processes the main one writes.
 
     Raises: DataError when the data or the names do not fit, or `out` cannot be written.
