@@ -2,6 +2,7 @@
 
 import copy
 import importlib.util
+import json
 import pickle
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from reprogram.sources import FeatureCodec, Source, TokenCodec, catalogue, load
+from reprogram.sources import FeatureCodec, Source, TokenCodec, catalogue, load, smiles_bert
 from reprogram.sources import catalogue as catalogue_function
 from reprogram.sources.catalogue import ENTRIES, package_folder
 
@@ -238,6 +239,38 @@ def test_incomplete_or_absent_checkpoint_is_one_sentence(folder, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="local folder or a cached hub id"):
         load(tmp_path / "empty")
+
+
+def test_rxnfp_loader_gives_the_published_fingerprint():
+    # The first five numbers that the README of rxnfp prints for its fine-tuned model; the loader reads both alike.
+    if not ENTRIES["rxnfp"].present:
+        pytest.skip(f"rxnfp needs `{ENTRIES['rxnfp'].install}`")
+    folder = package_folder("rxnfp") / "models" / "transformers" / "bert_ft"
+    state = torch.load(folder / "pytorch_model.bin", weights_only=True)
+    config = json.loads((folder / "config.json").read_text())
+    network = smiles_bert.build(config, {f"bert.{key}": value for key, value in state.items()}, "bert").eval()
+    vocabulary = {token: i for i, token in enumerate((folder / "vocab.txt").read_text().splitlines())}
+    acid, amine = "c1cc([N+](=O)[O-])c(Sc2c(Cl)cncc2Cl)s1", "c1cccc2cnccc12"
+    reaction = f"N{amine}.O=C(O){acid}>>O=C(N{amine}){acid}"
+    ids = torch.tensor([[vocabulary[token] for token in ("[CLS]", *smiles_bert.tokenize(reaction), "[SEP]")]])
+    with torch.no_grad():
+        first = network(ids).last_hidden_state[0, 0, :5]
+    published = [-2.0174953937530518, 1.7602033615112305, -1.3323537111282349, -1.1095019578933716, 1.2254549264907837]
+    torch.testing.assert_close(first, torch.tensor(published), atol=1e-5, rtol=1e-5)
+
+
+def test_rxnmapper_attention_maps_the_published_reaction(source):
+    # Layer 11, head 6 of this network is the atom mapper of Schwaller et al., Science Advances 2021.
+    mapper = source("rxnmapper")
+    network = copy.deepcopy(mapper.network.model)
+    network.set_attn_implementation("eager")
+    tokens = smiles_bert.tokenize("CC(C)S.CN(C)C=O.Fc1cccnc1F.O=C([O-])[O-].[K+].[K+]>>CC(C)Sc1ncccc1F")
+    ids = [*mapper.codec.before, *(mapper.codec.vocabulary[token] for token in tokens), *mapper.codec.after]
+    with torch.no_grad():
+        attention = network(torch.tensor([ids]), output_attentions=True).attentions[10][0, 5, 1:-1, 1:-1]
+    atoms = [i for i, token in enumerate(tokens) if token[0].isalpha() or token[0] == "["]
+    reactants, products = ([i for i in atoms if (i > tokens.index(">>")) == after] for after in (False, True))
+    assert attention[products][:, reactants].argmax(1).tolist() == [0, 1, 2, 3, 15, 14, 13, 12, 11, 10, 9]
 
 
 @pytest.mark.parametrize("name", ("chemnet", "annalog", "rxnfp"))
