@@ -20,6 +20,7 @@ class Mapping(Protocol):
 
     kind: Kind
     outputs: int
+    solved: bool  # whether `refit` changes anything; where it is absent, it does
 
     def prepare(self, features: Tensor, y: Tensor) -> None: ...  # scales, and a sensible start, from training rows
     def refit(self, features: Tensor, y: Tensor) -> Mapping: ...  # closed form; a trained map leaves itself alone
@@ -109,6 +110,10 @@ class LinearMap(nn.Module):
         self.register_buffer("center", torch.zeros(outputs))
         self.register_buffer("scale", torch.ones(outputs))
 
+    @property
+    def solved(self) -> bool:
+        return self.ridge
+
     def prepare(self, features: Tensor, y: Tensor) -> None:
         self.scaler.fit(select(features, self.columns))
         if self.kind == "regression":
@@ -120,7 +125,7 @@ class LinearMap(nn.Module):
 
     @torch.no_grad()
     def refit(self, features: Tensor, y: Tensor) -> LinearMap:
-        if not self.ridge:
+        if not self.solved:
             return self
         from reprogram.readout import solve_linear
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,6 +15,7 @@ from reprogram.model import Reprogrammed
 
 Loss = Callable[[nn.Module, Any, Tensor], Tensor]
 Optimizer = Callable[[Reprogrammed], torch.optim.Optimizer]
+Decay = Callable[[int, int], float]  # (step, steps) -> factor of every learning rate
 
 
 def supervised(model: Reprogrammed, x: Any, y: Tensor) -> Tensor:
@@ -31,15 +34,57 @@ def evidence(model: Reprogrammed, x: Any, y: Tensor) -> Tensor:
 evidence.whole_batch = True  # type: ignore[attr-defined]  # not a mean over rows: processes repeat it instead of sharing rows
 
 
-def adam(*, program: float = 3e-3, mapping: float = 1e-2, weight_decay: float = 0.0) -> Optimizer:
+def cosine(step: int, steps: int) -> float:
+    """Half a cosine from 1 to 0."""
+    return 0.5 * (1 + math.cos(math.pi * min(step / steps, 1)))
+
+
+def constant(step: int, steps: int) -> float:
+    """The rate as it is."""
+    return 1.0
+
+
+@dataclass(frozen=True)
+class Descent:
+    """A torch optimizer for a model, `make(model)`, and how its learning rates decay."""
+
+    make: Optimizer
+    decay: Decay = cosine
+
+    def __call__(self, model: Reprogrammed) -> torch.optim.Optimizer:
+        return self.make(model)
+
+
+def adam(*, program: float = 3e-3, mapping: float = 1e-2, weight_decay: float = 0.0) -> Descent:
     """Adam with one learning rate for the program and one for the map."""
+    return Descent(lambda model: torch.optim.Adam(rated(model, program, mapping), weight_decay=weight_decay))
 
-    return lambda model: torch.optim.Adam(rated(model, program, mapping), weight_decay=weight_decay)
 
-
-def momentum(*, program: float = 0.05, mapping: float = 0.01) -> Optimizer:
+def momentum(*, program: float = 0.05, mapping: float = 0.01) -> Descent:
     """Gradient descent with Nesterov momentum 0.9, one learning rate for the program and one for the map."""
-    return lambda model: torch.optim.SGD(rated(model, program, mapping), lr=program, momentum=0.9, nesterov=True)
+    return Descent(
+        lambda model: torch.optim.SGD(rated(model, program, mapping), lr=program, momentum=0.9, nesterov=True)
+    )
+
+
+def spsa_rates(
+    *, program: float = 0.01, mapping: float = 0.01, decay: float = 0.4, offset: float = 1.0, correction: float = 0.9
+) -> Descent:
+    r"""The steps of SPSA, $a_k = a / (k + o)^\alpha$, with BlackVIP's gradient `correction` (SPSA-GC), 0 for none.
+
+    The correction is Nesterov momentum. Reference: Oh et al., "BlackVIP", CVPR 2023, arXiv:2303.14773.
+    """
+
+    def make(model: Reprogrammed) -> torch.optim.Optimizer:
+        groups = rated(model, program, mapping)
+        return torch.optim.SGD(groups, lr=program, momentum=correction, nesterov=correction > 0)
+
+    return Descent(make, lambda step, steps: 1 / (step + 1 + offset) ** decay)
+
+
+def cma_rates(*, mapping: float = 0.01) -> Descent:
+    """Plain descent that takes the program where `CMAES` says, at its full rate to the end."""
+    return Descent(lambda model: torch.optim.SGD(rated(model, 1.0, mapping), lr=1.0), constant)
 
 
 def rated(model: Reprogrammed, program: float, mapping: float) -> list[dict[str, Any]]:

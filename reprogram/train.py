@@ -15,13 +15,13 @@ import torch
 from torch import Tensor
 
 from reprogram.batching import bucketed_batches
-from reprogram.errors import DataError
+from reprogram.errors import BudgetError, DataError
 from reprogram.features import column, features_of, move, no_text, source_features, target_tensor
 from reprogram.files import atomic_file
 from reprogram.gradient import GradientStep, backprop
 from reprogram.mapping import probabilities
 from reprogram.model import Reprogrammed
-from reprogram.objectives import Loss, Optimizer, adam, supervised
+from reprogram.objectives import Loss, Optimizer, adam, cosine, supervised
 from reprogram.side_by_side import CACHED, frozen_members
 
 CHUNK = 4096  # inputs predicted at once
@@ -48,10 +48,16 @@ class Training:
     epoch: int
     history: History
     features: Callable[[], tuple[Tensor, Tensor]]  # (features, targets) of the training rows under the present program
+    refit: Callable[[], None]  # solve the map for them
     stop: bool = False
 
 
 Hook = Callable[[Training], None]
+
+
+def refresh(training: Training) -> None:
+    """Hook: fill a label map, or solve a closed-form one, again after every epoch."""
+    training.refit()
 
 
 def fit(
@@ -79,7 +85,8 @@ def fit(
             are values (n,) or (n, T), class indices (n,), or 0/1/NaN labels (n, T).
         loss: `(model, x, y) -> scalar`; `supervised`, `evidence`, or your own.
         gradient: fills `p.grad`; `backprop` for white-box sources.
-        optimizer: `(model) -> torch optimizer`; default `adam()`. The learning rate follows a half cosine to 0.
+        optimizer: `(model) -> torch optimizer`; default `adam()`. The learning rate follows a half cosine to 0, unless the
+            optimizer brings a `decay` of its own.
         epochs, batch_size: passes over the training rows, and rows per step over all processes together.
         patience: epochs without a better validation loss before stopping; None, or no validation rows: never.
         clip: largest gradient norm.
@@ -89,7 +96,11 @@ def fit(
         checkpoint_dir: a checkpoint is written there every `checkpoint_every` steps and after each epoch; a run started
             again with the same arguments goes on from it and ends bit-identical (CPU) to one never stopped.
 
+    Where a black box has no budget left for a further step the training ends and keeps what it has learned;
+    `history.stopped` says so.
+
     Raises:
+        BudgetError: the budget of a black box does not suffice for the first step.
         DataError: empty or unequal data, a class beyond the map's outputs, a non-finite loss, or a checkpoint of
             another run (other rows, parts, loss, optimizer or plan).
     """
@@ -101,12 +112,18 @@ def fit(
     history, best, first_step = loop.resume(checkpoint_dir)
     bar = progress_bar(loop, history, progress)
     for epoch in range(len(history.epochs), 0 if history.stopped else epochs):
-        total = loop.run_epoch(epoch, first_step, checkpoint_dir, checkpoint_every, history, best, bar)
+        try:
+            total = loop.run_epoch(epoch, first_step, checkpoint_dir, checkpoint_every, history, best, bar)
+            row = {"epoch": epoch, "train_loss": total}
+            if "validation" in data:
+                loop.refit()
+                row["validation_loss"] = loop.validation_loss()
+        except BudgetError as error:
+            if not loop.taken:
+                raise
+            history.stopped = f"no budget left ({error})"
+            break
         first_step = 0
-        row = {"epoch": epoch, "train_loss": total}
-        if "validation" in data:
-            loop.refit()
-            row["validation_loss"] = loop.validation_loss()
         history.epochs.append(row)
         loop.accelerator.log({k: v for k, v in row.items() if k != "epoch"}, step=epoch)
         bar.set_postfix({k: f"{v:.3f}" for k, v in row.items() if k != "epoch"})
@@ -115,7 +132,7 @@ def fit(
         elif row["validation_loss"] < best["loss"]:
             best.update(loss=row["validation_loss"], state=copy.deepcopy(model.learned_state()))
             history.best_epoch = epoch
-        state = Training(model, epoch, history, loop.training_features)
+        state = Training(model, epoch, history, loop.training_features, loop.refit)
         for hook in hooks:
             hook(state)
         waited = epoch - history.best_epoch
@@ -127,7 +144,7 @@ def fit(
     bar.close()
     if best["state"] is not None:
         model.load_learned_state(best["state"])
-    loop.refit()
+    loop.finish()
     return history
 
 
@@ -157,6 +174,7 @@ class Loop:
             raise DataError(
                 f"expected data with a 'train' part, got {sorted(data)}; pass {{'train': (inputs, targets)}}"
             )
+        self.taken, self.known = 0, None  # steps of this process; features of the training rows after so many
         self.model.eval()
         self.cache_frozen_features()
         with torch.no_grad():
@@ -165,11 +183,11 @@ class Loop:
         self.steps = max(1, epochs * self.per_epoch)
         learns = any(True for _ in model.trainable())
         plain = optimizer(model) if learns else torch.optim.SGD([torch.zeros(())])  # a closed-form map alone
-        self.schedule = torch.optim.lr_scheduler.LambdaLR(
-            plain, lambda step: 0.5 * (1 + math.cos(math.pi * min(step / self.steps, 1)))
-        )
+        decay = getattr(optimizer, "decay", cosine)
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(plain, lambda step: decay(step, self.steps))
         self.optimizer = self.accelerator.prepare_optimizer(plain)
         self.identity = self.fingerprint(plain)
+        getattr(gradient, "begin", lambda model: None)(model)
 
     def encoded(self, name: str, inputs: Sequence[Any], targets: Any) -> tuple[list, Tensor, list[int]]:
         records = self.model.encode(list(inputs))
@@ -211,7 +229,11 @@ class Loop:
             with self.accelerator.autocast():
                 return self.loss(self.model, x, y) * share
 
-        loss = self.gradient(self.model, closure, self.accelerator)
+        self.model.train()  # programs with dropout or noise; the source stays in eval mode
+        try:
+            loss = self.gradient(self.model, closure, self.accelerator)
+        finally:
+            self.model.eval()
         parameters = [p for _, p in self.model.trainable()]
         if world > 1:  # the program is tiny: reduce its gradients directly, the exact sum over the global batch
             for p in parameters:
@@ -221,6 +243,7 @@ class Loop:
         self.optimizer.step()
         self.schedule.step()
         getattr(self.model.program, "project", lambda: None)()
+        self.taken += 1
         return float(loss)
 
     def run_epoch(self, epoch, first_step, checkpoint_dir, every, history, best, bar) -> float:
@@ -242,11 +265,23 @@ class Loop:
     @torch.no_grad()
     def training_features(self) -> tuple[Tensor, Tensor]:
         records, y, _ = self.parts["train"]
-        return features_of(self.model, records, self.accelerator), column(y, self.model.mapping.kind)
+        if self.known is None or self.known[0] != self.taken:
+            self.known = self.taken, features_of(self.model, records, self.accelerator)
+        return self.known[1], column(y, self.model.mapping.kind)
+
+    def finish(self) -> None:
+        """Solve the map for the program that was kept, which need not be the last."""
+        self.known = None
+        try:
+            self.refit()
+        except BudgetError:
+            if not self.taken:
+                raise  # with the budget spent the map stays as the last epoch left it
 
     def refit(self) -> None:
-        """Closed-form maps are solved on the CPU, where scikit-learn and scipy work in float64."""
-        self.model.eval()
+        """Solve the map again, if it is one to solve: on the CPU, where scikit-learn and scipy work in float64."""
+        if not getattr(self.model.mapping, "solved", True):
+            return
         features, y = (part.cpu() for part in self.training_features())
         self.model.mapping.cpu().refit(features, y)
         self.model.mapping.to(self.accelerator.device)
@@ -264,6 +299,7 @@ class Loop:
             "model": self.model.learned_state(), "optimizer": self.optimizer.state_dict(), "schedule": self.schedule.state_dict(),
             "rng": torch.get_rng_state(), "history": asdict(history), "best": best, "step": step,
             "partial": getattr(self, "partial", 0.0), "run": self.identity,
+            "gradient": getattr(self.gradient, "state_dict", dict)(),
         }  # fmt: skip
         with atomic_file(Path(folder) / "checkpoint.pt") as path:
             try:
@@ -291,6 +327,7 @@ class Loop:
             if saved["run"] != self.identity:
                 raise ValueError("another run")
             self.model.load_learned_state(saved["model"])
+            self.known = None
             self.optimizer.load_state_dict(saved["optimizer"])
         except Exception as error:
             raise DataError(
@@ -299,6 +336,7 @@ class Loop:
         self.schedule.load_state_dict(saved["schedule"])
         torch.set_rng_state(saved["rng"].cpu())
         self.partial = saved["partial"]
+        getattr(self.gradient, "load_state_dict", lambda state: None)(saved["gradient"])
         return History(**saved["history"]), saved["best"], saved["step"]
 
 

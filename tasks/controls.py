@@ -95,6 +95,10 @@ class Tuned(nn.Module):
         network = copy.deepcopy(source.network).requires_grad_(True)
         self.network = network if rank is None else with_lora(network, rank, seed)
 
+    def train(self, mode: bool = True) -> Tuned:
+        """In eval mode always, like a frozen source: no dropout."""
+        return super().train(False)
+
     def bind(self, source: Source) -> None:
         """Nothing to read from a source that only passes features through."""
 

@@ -49,3 +49,68 @@ def toy():
         texts.append("".join("CNOcnF"[i] for i in torch.randint(6, (length,), generator=generator).tolist()))
     y = [(t.count("C") - 2 * t.count("O")) / len(t) * 5 + 20 for t in texts]
     return texts, y
+
+
+class TinyPixels(nn.Module):
+    """A fixed linear classifier of 8 classes on 3×32×32 pixels, with a saturating layer so that it is no linear model."""
+
+    def __init__(self, side: int = 32, classes: int = 8):
+        super().__init__()
+        self.first = nn.Linear(3 * side * side, 24)
+        self.last = nn.Linear(24, classes)
+
+    def forward(self, pixels):
+        return self.last(torch.tanh(self.first(pixels.flatten(1) - 0.5) * 4)) * 4
+
+
+def make_pixel_source():
+    """A frozen image source of 32×32 pixels and 8 classes that answers with logits."""
+    from reprogram.sources import load
+    from reprogram.sources.images import ImageCodec
+
+    torch.manual_seed(11)
+    return load(
+        TinyPixels(), codec=ImageCodec((32, 32)), takes="image", width=8, returns="logits", name="tiny-pixels",
+        labels=[f"class {i}" for i in range(8)],
+    )  # fmt: skip
+
+
+@pytest.fixture
+def pixel_source():
+    return make_pixel_source()
+
+
+@pytest.fixture
+def pictures():
+    """48 grey 12×12 pictures of three classes, bright in the left, right or lower part, and their classes."""
+    generator = torch.Generator().manual_seed(5)
+    y = torch.arange(48) % 3
+    images = 0.3 * torch.rand(48, 12, 12, generator=generator)
+    images[y == 0, :, :5] += 0.6
+    images[y == 1, :, 7:] += 0.6
+    images[y == 2, 7:] += 0.6
+    return [image.numpy() for image in images], y.tolist()
+
+
+class TinySound(nn.Module):
+    """Convolution and pooling over 64 samples into 6 classes."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv1d(1, 6, 9, stride=4)
+        self.last = nn.Linear(6, 6)
+
+    def forward(self, series):
+        return self.last(torch.tanh(self.conv(series[:, None])).mean(2)) * 5
+
+
+@pytest.fixture
+def sound_source():
+    """A frozen series source of 64 samples and 6 classes that answers with logits."""
+    from reprogram.sources import load
+    from reprogram.sources.series import SeriesCodec
+
+    torch.manual_seed(13)
+    return load(
+        TinySound(), codec=SeriesCodec(64), takes="series", width=6, returns="logits", name="tiny-sound"
+    )  # fmt: skip

@@ -384,3 +384,53 @@ def test_token_codec_pads_on_the_right():
     assert batch["input_ids"].tolist() == [[7, 1, 2, 9, 8], [7, 1, 8, 0, 0]]
     assert batch["attention_mask"].tolist() == [[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]]
     assert codec.length(codec.encode(["ab?"])[0]) == 5
+
+
+def image_folder(tmp_path, missing=False):
+    """A tiny image classifier as transformers saves one."""
+    from transformers import ResNetConfig, ResNetForImageClassification, ViTImageProcessor
+
+    torch.manual_seed(0)
+    config = ResNetConfig(embedding_size=4, hidden_sizes=[4, 8], depths=[1, 1], id2label={0: "cat", 1: "dog", 2: "car"})
+    model = ResNetForImageClassification(config).eval()
+    processor = ViTImageProcessor(size={"height": 40, "width": 48}, image_mean=[0.5, 0.4, 0.3], image_std=[0.2, 0.3, 0.4])
+    model.save_pretrained(tmp_path / "net")
+    processor.save_pretrained(tmp_path / "net")
+    return tmp_path / "net", model, processor
+
+
+def test_hub_image_classifiers_answer_as_transformers_does(tmp_path):
+    folder, model, processor = image_folder(tmp_path)
+    loaded = load(folder)
+    assert (loaded.takes, loaded.returns, loaded.labels) == ("image", "logits", ("cat", "dog", "car"))
+    assert loaded.codec.size == (40, 48)
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 40, 48, 3), dtype=np.uint8)
+    with torch.no_grad():
+        expected = model(**processor(list(pixels), return_tensors="pt")).logits
+    torch.testing.assert_close(features(loaded, list(pixels)), expected, atol=1e-5, rtol=1e-4)
+
+
+def test_efficientnet_knows_a_flower_and_a_palace(source):
+    # scikit-learn's two photographs: a flower and a palace roof; ImageNet 985 is daisy, 442 bell cote
+    from sklearn.datasets import load_sample_images
+
+    logits = features(source("efficientnet-lite0"), load_sample_images().images)
+    roof, flower = logits.topk(3).indices.tolist()
+    assert 442 in roof
+    assert flower[0] == 985
+
+
+@pytest.mark.parametrize("name", ["crepe-tiny", "crepe"])
+@pytest.mark.parametrize("hertz", [110.0, 440.0, 1000.0])
+def test_crepe_hears_a_tone(source, name, hertz):
+    found = source(name)
+    tone = np.sin(2 * np.pi * hertz * np.arange(1024) / 16000)
+    heard = float(found.labels[int(features(found, [tone]).argmax())].split()[0])
+    assert abs(1200 * np.log2(heard / hertz)) < 30  # cents; classes are 20 apart
+
+
+def test_sources_without_classes_give_features(source):
+    for name, width in (("efficientnet-lite0", 1280), ("crepe-tiny", 256)):
+        source(name)
+        inputs = [np.zeros((8, 8), dtype=np.uint8)] if width == 1280 else [np.arange(1024.0)]
+        assert features(load(name, returns="features"), inputs).shape == (1, width)

