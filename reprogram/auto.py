@@ -18,6 +18,7 @@ from reprogram.gaussian_process import GaussianProcess
 from reprogram.mapping import Kind, LinearMap, probabilities
 from reprogram.model import Reprogrammed
 from reprogram.objectives import adam, evidence, momentum
+from reprogram.parts import build_program, programmable
 from reprogram.programs import Identity
 from reprogram.readout import folds, stack_weights
 from reprogram.side_by_side import Parallel, SideBySide
@@ -129,8 +130,6 @@ def train_program(
     plan: Plan, inputs: Sequence[Any], y: Any, *, epochs: int | None, seed: int, **options: Any
 ) -> tuple[nn.Module, History]:
     """The target's program, trained by the evidence of a Gaussian process on its features alone."""
-    from reprogram.recipes import build_program
-
     outputs = plan.outputs
     if plan.kind != "classification":  # a column without a label on these rows has nothing to say
         y = y[:, ~np.isnan(y).all(0)]
@@ -170,8 +169,6 @@ class Plan:
     """Which sources stand side by side and which readouts are stacked over them."""
 
     def __init__(self, sources: list[Source], kind: Kind, outputs: int, reprogrammed: bool):
-        from reprogram.recipes import programmable
-
         self.sources, self.kind, self.outputs = sources, kind, outputs
         self.target = next((s for s in sources if programmable(s)), None) if reprogrammed else None
         self.all = [*sources, *([self.target] if self.target is not None else [])]  # the programmed branch comes last

@@ -13,17 +13,15 @@ from reprogram.errors import DataError
 from reprogram.features import no_text, target_tensor
 from reprogram.forest import ForestMap
 from reprogram.gaussian_process import GaussianProcess
-from reprogram.mapping import LinearMap
+from reprogram.label_map import LabelMap
 from reprogram.model import Reprogrammed
 from reprogram.objectives import adam, supervised
-from reprogram.programs import Dictionary, FreeEmbeddings, GraphDelta, Identity, SoftPrompt, vocabulary
+from reprogram.parts import MAPPINGS, build_mapping, build_program
 from reprogram.sources import Source, load
 from reprogram.stack import Stack
-from reprogram.train import History, fit
+from reprogram.train import History, fit, refresh
 
 FEW = 20  # below this many rows there is nothing to cut into folds
-PROGRAMS = ("auto", "none", "delta", "free", "dense", "sparse", "prompt")
-MAPPINGS = ("auto", "gp", "linear", "ridge")
 
 
 def adapt(
@@ -52,10 +50,11 @@ def adapt(
         y: values (n,) or (n, T), class indices (n,), or 0/1/NaN labels (n, T), after `kind`.
         kind: "regression", "classification" or "multilabel".
         outputs: number of targets or classes; by default read off `y`.
-        program: "auto" (deltas for graphs, free embeddings for tokens, none for features), "none", "delta", "free",
-            "dense", "sparse", "prompt", or a program.
+        program: "auto" (deltas for graphs, free embeddings for tokens, a full additive prompt for images, a padded window
+            for series, none for features), a name of `reprogram.parts.PROGRAMS`, or a program.
         mapping: "auto", "gp" (Gaussian process, program trained by its evidence), "linear" (trained with the program),
-            "ridge" (closed form; with no program this is the linear probe), or a map. With program and mapping "auto"
+            "ridge" (closed form; with no program this is the linear probe), a label map of a source that answers with
+            classes ("first", "random", "frequency", "iterative", "bayesian", "bayesian+"), or a map. With program and mapping "auto"
             the programmed source stands beside the untouched one and their readouts are weighed on training folds;
             beside other sources a program that does not carry over is left out (`history.stopped` says so).
         epochs: passes over the rows; by default about 20 updates with the evidence, 40 passes with a trained map.
@@ -65,8 +64,8 @@ def adapt(
     Raises:
         DataError: unknown names, or targets that do not fit `kind`, the inputs or `outputs`.
     """
-    if mapping not in MAPPINGS and not isinstance(mapping, nn.Module):
-        raise DataError(f"expected mapping to be one of {', '.join(MAPPINGS)}, got '{mapping}'")
+    if mapping not in ("auto", *MAPPINGS) and not isinstance(mapping, nn.Module):
+        raise DataError(f"expected mapping to be one of auto, {', '.join(MAPPINGS)}, got '{mapping}'")
     common = {"seed": seed, "progress": progress, "accelerator": accelerator, "checkpoint_dir": checkpoint_dir}
     y = checked_targets(kind, inputs, y, outputs)
     found = sources_of(source)
@@ -89,7 +88,7 @@ def adapt(
             f"expected a source that gradients pass for a learned program, got '{source.name}'; choose program='none'"
         )
     model = Reprogrammed(
-        build_program(program, source, inputs, seed), source, build_mapping(mapping, source.width, outputs, kind)
+        build_program(program, source, inputs, seed), source, build_mapping(mapping, source.width, outputs, kind, seed)
     )
     data = {"train": (inputs, y)} | ({"validation": validation} if validation is not None else {})
     return model, fit(model, data, **recipe(model, len(inputs), epochs), **common)
@@ -129,6 +128,13 @@ def checked_targets(kind: str, inputs: Sequence[Any], y: Any, outputs: int | Non
 
 def recipe(model: Reprogrammed, rows: int, epochs: int | None) -> dict[str, Any]:
     """Loss, optimizer, epochs and batch size for a model's map. A closed-form map on a frozen input needs no epoch."""
+    if isinstance(model.mapping, LabelMap):
+        if model.source.returns != "logits":
+            raise DataError(
+                f"expected a source that answers with classes for a label map, got '{model.source.name}', which gives features"
+            )
+        passes = 100 if epochs is None else epochs
+        return {"optimizer": adam(program=1e-2), "epochs": passes, "patience": 20, "hooks": [refresh]}
     learns = any(p.requires_grad for p in model.program.parameters())
     solved = isinstance(model.mapping, GaussianProcess | ForestMap | Stack) or getattr(model.mapping, "ridge", False)
     if not solved:
@@ -141,52 +147,3 @@ def recipe(model: Reprogrammed, rows: int, epochs: int | None) -> dict[str, Any]
     raise DataError(
         "expected mapping 'gp' or 'linear' to train a program, got a closed-form map; choose one or program='none'"
     )
-
-
-def programmable(source: Source) -> bool:
-    """Whether a learned program can stand in front of `source`."""
-    return source.differentiable and (
-        source.takes == "graph" or (source.takes == "tokens" and source.embedding is not None)
-    )
-
-
-def build_program(program: str | nn.Module, source: Source, inputs: Sequence[Any], seed: int) -> nn.Module:
-    """A program by name, with the vocabulary of the training inputs where it needs one."""
-    if isinstance(program, nn.Module):
-        if not hasattr(program, "bind"):
-            raise DataError(f"expected a program, got {type(program).__name__}; see reprogram.programs")
-        return program
-    if program not in PROGRAMS:
-        raise DataError(f"expected program to be one of {', '.join(PROGRAMS)}, got '{program}'")
-    if program == "auto":
-        program = {"graph": "delta", "tokens": "free"}[source.takes] if programmable(source) else "none"
-    if program == "none":
-        return Identity()
-    if program == "delta":
-        return GraphDelta()
-    if program == "prompt":
-        return SoftPrompt(seed=seed)
-    tokens = vocabulary([text if isinstance(text, str) else smiles_of(text) for text in inputs])
-    if program == "free":
-        return FreeEmbeddings(tokens, seed=seed)
-    return Dictionary(tokens, sparsity=16 if program == "sparse" else None, seed=seed)
-
-
-def build_mapping(mapping: str | nn.Module, width: int, outputs: int, kind: str) -> nn.Module:
-    """A map by name."""
-    if isinstance(mapping, nn.Module):
-        got = getattr(mapping, "kind", None), getattr(mapping, "outputs", None)
-        if got != (kind, outputs):
-            raise DataError(
-                f"expected a map for {kind} with {outputs} outputs, got {type(mapping).__name__} for {got[0]} with {got[1]}"
-            )
-        return mapping
-    if mapping in ("auto", "gp"):
-        return GaussianProcess(width, outputs, kind=kind)
-    return LinearMap(width, outputs, kind=kind, ridge=mapping == "ridge")
-
-
-def smiles_of(molecule: Any) -> str:
-    from rdkit.Chem import MolToSmiles
-
-    return MolToSmiles(molecule)

@@ -15,7 +15,8 @@ import torch
 from reprogram.auto import adapt_auto, default_sources
 from reprogram.errors import DataError
 from reprogram.model import Reprogrammed
-from reprogram.recipes import adapt, programmable
+from reprogram.parts import programmable
+from reprogram.recipes import adapt
 from reprogram.sources import Source
 from reprogram.train import predict
 from tasks.comparison import Comparison, Row

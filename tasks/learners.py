@@ -13,8 +13,8 @@ import torch
 from reprogram.features import target_tensor
 from reprogram.gaussian_process import GaussianProcess
 from reprogram.mapping import Kind, probabilities
+from reprogram.parts import build_mapping
 from reprogram.readout import folds, stack_weights
-from reprogram.recipes import build_mapping
 from reprogram.sources import Source
 from tasks.features import FeatureTable
 

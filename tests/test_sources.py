@@ -393,7 +393,9 @@ def image_folder(tmp_path, missing=False):
     torch.manual_seed(0)
     config = ResNetConfig(embedding_size=4, hidden_sizes=[4, 8], depths=[1, 1], id2label={0: "cat", 1: "dog", 2: "car"})
     model = ResNetForImageClassification(config).eval()
-    processor = ViTImageProcessor(size={"height": 40, "width": 48}, image_mean=[0.5, 0.4, 0.3], image_std=[0.2, 0.3, 0.4])
+    processor = ViTImageProcessor(
+        size={"height": 40, "width": 48}, image_mean=[0.5, 0.4, 0.3], image_std=[0.2, 0.3, 0.4]
+    )
     model.save_pretrained(tmp_path / "net")
     processor.save_pretrained(tmp_path / "net")
     return tmp_path / "net", model, processor
