@@ -74,7 +74,7 @@ class Comparison:
     @property
     def metric(self) -> str:
         """The metric that ranks."""
-        return rank_metric(self.task.kind)
+        return self.task.metric
 
     def __getitem__(self, method: str) -> Row:
         for row in self.rows:
@@ -94,7 +94,8 @@ class Comparison:
             if self[name].error:
                 raise DataError(f"expected a method with a result, got {name!r}, which did not run: {self[name].error}")
         y = self.task.part("test")[1]
-        return paired_difference(self.task.kind, y, self.predictions[first], self.predictions[second], seed=self.seed)
+        given = self.predictions[first], self.predictions[second]
+        return paired_difference(self.task.kind, y, *given, metric=self.metric, seed=self.seed)
 
     def verdict(self) -> list[str]:
         """What the table says, in plain sentences; "better" and "worse" only where the paired interval leaves out zero.

@@ -15,11 +15,11 @@ from reprogram.files import atomic_file, check_place
 from reprogram.model import Reprogrammed
 from reprogram.train import predict
 from tasks.baselines import tidy
+from tasks.labels import parse, short
 from tasks.metrics import evaluate
 from tasks.molecules import Molecules, read_molecules
 from tasks.molecules.data import open_table
-from tasks.molecules.labels import parse
-from tasks.molecules.readers import Table, short
+from tasks.molecules.readers import Table
 from tasks.report import Report, measured
 from tasks.task import Dropped, without_row
 

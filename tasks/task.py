@@ -45,7 +45,7 @@ class Merged:
 class ReadReport:
     """What was read, what was dropped and why.
 
-    `numbering` says how rows are counted, e.g. "spreadsheet row, the header is row 1".
+    `numbering` says how rows are counted, e.g. "spreadsheet row, the header is row 1", `what` what a row holds.
     """
 
     origin: str = "memory"
@@ -55,6 +55,7 @@ class ReadReport:
     dropped: tuple[Dropped, ...] = ()
     merged: tuple[Merged, ...] = ()
     notes: tuple[str, ...] = ()
+    what: str = "molecules"
 
     @property
     def conflicts(self) -> tuple[Merged, ...]:
@@ -64,7 +65,7 @@ class ReadReport:
     def summary(self) -> str:
         """One line: how many rows were read, kept, dropped, merged, and how many conflicts there were."""
         repeats = sum(len(group.rows) - 1 for group in self.merged)
-        parts = [f"{self.origin}: {self.read} rows read, {self.kept} molecules kept"]
+        parts = [f"{self.origin}: {self.read} rows read, {self.kept} {self.what} kept"]
         parts += [f"{len(self.dropped)} rows dropped"] if self.dropped else []
         parts += [f"{repeats} duplicate rows merged"] if repeats else []
         parts += [f"{len(self.conflicts)} molecules with conflicting labels"] if self.conflicts else []
@@ -79,6 +80,8 @@ class ReadReport:
 class Task:
     """A learning problem with its split: what every method here is trained and judged on.
 
+    `modality` is what an input is: "molecules", "images", "series", "texts", "peptides" or "tables".
+
     Shapes: n inputs, T labels. `targets` is (n,) in the user's units (regression) or class indices (classification),
     or (n, T) of 0/1 with NaN where a label is missing (multilabel). `classes` names the classes, or the labels of a
     multilabel task, whose two class names, 0 then 1, are in `label_classes`; `target_names` are the columns read. `preprocessing` are
@@ -88,7 +91,7 @@ class Task:
     """
 
     name: str
-    inputs: list[str]
+    inputs: list[Any]
     targets: np.ndarray
     kind: str
     metric: str
@@ -101,6 +104,7 @@ class Task:
     split: Mapping[str, np.ndarray] = field(default_factory=dict)
     report: ReadReport = ReadReport()
     preprocessing: Mapping[str, Any] = field(default_factory=dict)
+    modality: str = "molecules"
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -146,6 +150,19 @@ class Task:
         elif self.kind == "multilabel":
             order = _by_label(order, self.targets[order], int(train_size))
         return replace(self, split={**self.split, "train": np.sort(order[:train_size])})
+
+    def shots(self, count: int, seed: int = 0) -> Task:
+        """The same task with `count` training rows of each class, drawn by `seed`; validation and test stay whole.
+
+        Raises: DataError for a task without classes, or a class with fewer rows.
+        """
+        if self.kind != "classification":
+            raise DataError(f"expected classes to count shots of, got {self.kind}; use subset")
+        train = np.random.default_rng(seed).permutation(np.asarray(self.split["train"]))
+        rows = [train[self.targets[train] == number] for number in range(len(self.classes))]
+        if short := [self.classes[c] for c, own in enumerate(rows) if len(own) < count]:
+            raise DataError(f"expected at least {count} training rows of each class, got fewer of {short[0]}")
+        return replace(self, split={**self.split, "train": np.sort(np.concatenate([own[:count] for own in rows]))})
 
     def to_dataset(self) -> datasets.DatasetDict:
         """A `datasets.DatasetDict` with one split per part and the columns `input` and `labels`."""

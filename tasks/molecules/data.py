@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 
 from reprogram.errors import DataError
+from tasks.labels import Labels, Value, check_types, encode, infer_kind, parse, short
 from tasks.metrics import rank_metric
 from tasks.molecules import bundled
-from tasks.molecules.labels import Labels, Value, check_types, encode, infer_kind, parse
 from tasks.molecules.merge import HELD_OUT, Merge, merge
-from tasks.molecules.readers import Table, read, short
+from tasks.molecules.readers import Table, read
 from tasks.molecules.standardise import Standardiser, scaffold
 from tasks.splits import WORDS, Split, check_fractions, given_split, group_split, random_split
 from tasks.task import Dropped, ReadReport, Task, without_row

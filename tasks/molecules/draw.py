@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from reprogram.errors import DataError
-from tasks.molecules.readers import short
+from tasks.labels import short
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 
 from reprogram.errors import DataError
-from tasks.molecules.labels import Value
-from tasks.molecules.readers import short
+from tasks.labels import Value, short
 from tasks.splits import WORDS
 from tasks.task import Dropped, Merged
 

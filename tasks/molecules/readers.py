@@ -12,17 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from reprogram.errors import DataError
+from tasks.labels import short
 
 SUFFIXES = (".csv", ".tsv", ".parquet", ".sdf")
 FROM_ZERO = "index, from 0"
 FROM_ONE = "record, from 1"
 SHEET = "spreadsheet row, the header is row 1"
-
-
-def short(value: object, limit: int = 60) -> str:
-    """The value on one line, shortened for a message."""
-    text = ascii(value)
-    return text if len(text) <= limit else text[: limit - 3] + "..."
 
 
 @dataclass(frozen=True)

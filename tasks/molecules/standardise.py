@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from reprogram.errors import DataError
+from tasks.labels import MISSING
 
 # heavy atoms of a SMILES by eye: brackets except [H], then the organic subset
 ATOM = re.compile(r"\[(?!\d*H[\d+-]*\])[^\]]*\]|Cl?|Br?|[NOPSFIbcnops*]")
-MISSING = frozenset({"", "na", "n/a", "nan", "null", "none", "<na>", "#n/a", "-nan"})
 
 
 @dataclass(frozen=True, kw_only=True)

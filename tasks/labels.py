@@ -13,16 +13,21 @@ from typing import Any
 import numpy as np
 
 from reprogram.errors import DataError
-from tasks.molecules.readers import short
-from tasks.molecules.standardise import MISSING
 from tasks.task import KINDS
 
+MISSING = frozenset({"", "na", "n/a", "nan", "null", "none", "<na>", "#n/a", "-nan"})
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?|[+-]?inf(inity)?", re.IGNORECASE | re.ASCII)
 # of a pair of class names, the one listed here is class 0; otherwise names sort
 NEGATIVE = frozenset(
     {"0", "-1", "-", "false", "f", "no", "n", "neg", "negative", "inactive", "nontoxic", "non-toxic", "impermeable"}
 )
 Value = float | str | None
+
+
+def short(value: object, limit: int = 60) -> str:
+    """The value on one line, shortened for a message."""
+    text = ascii(value)
+    return text if len(text) <= limit else text[: limit - 3] + "..."
 
 
 def parse(value: Any, row: int, column: str) -> Value:

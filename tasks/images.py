@@ -1,0 +1,118 @@
+"""Image tasks: scikit-learn's digits, Fashion-MNIST where Debian's package has put it, folders, hub data sets."""
+
+from __future__ import annotations
+
+import gzip
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from reprogram.errors import DataError
+from tasks.arrays import from_arrays
+from tasks.task import Task
+
+FASHION = Path("/usr/share/datasets/fashion-mnist")
+FASHION_INSTALL = "apt-get install dataset-fashion-mnist"
+CLOTHES = (
+    "T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot",
+)  # fmt: skip
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp")
+
+
+def digits(*, seed: int = 0, **options: Any) -> Task:
+    """1797 handwritten digits, 8×8 grey, from scikit-learn; options are those of `from_arrays`."""
+    from sklearn.datasets import load_digits
+
+    data = load_digits()
+    images = list((data.images / 16).astype(np.float32))
+    options = {
+        "name": "digits", "fractions": (0.5, 0.1, 0.4), "kind": "classification", "license": "CC-BY-4.0",
+        "source": "Alpaydin and Kaynak, Optical Recognition of Handwritten Digits, UCI 1998, doi:10.24432/C50P49",
+    } | options  # fmt: skip
+    return from_arrays(images, data.target, modality="images", seed=seed, **options)
+
+
+def fashion_mnist(*, seed: int = 0, folder: str | Path = FASHION, **options: Any) -> Task:
+    """70,000 grey 28×28 pictures of clothes in ten classes; 10,000 are the test part, as published.
+
+    Reference: Xiao, Rasul & Vollgraf, "Fashion-MNIST", 2017, arXiv:1708.07747.
+    Raises: DataError with the command that installs it when it is absent.
+    """
+    folder = Path(folder)
+    parts = {"train": "train", "t10k": "test"}
+    files = [folder / f"{part}-{kind}-ubyte.gz" for part in parts for kind in ("images-idx3", "labels-idx1")]
+    if not all(file.is_file() for file in files):
+        raise DataError(f"expected Fashion-MNIST in {folder}, got none; run: {FASHION_INSTALL}")
+    images = [np.frombuffer(gzip.decompress(file.read_bytes()), np.uint8, offset=16) for file in files[::2]]
+    labels = [np.frombuffer(gzip.decompress(file.read_bytes()), np.uint8, offset=8) for file in files[1::2]]
+    words = [word for word, part in zip(parts.values(), labels, strict=True) for _ in part]
+    options = {
+        "name": "fashion-mnist", "classes": CLOTHES, "license": "MIT", "split": words,
+        "source": "Xiao et al., Fashion-MNIST, 2017, arXiv:1708.07747",
+    } | options  # fmt: skip
+    pictures = list(np.concatenate(images).reshape(-1, 28, 28))
+    return from_arrays(pictures, np.concatenate(labels).astype(int), modality="images", seed=seed, **options)
+
+
+def image_folder(folder: str | Path, *, seed: int = 0, **options: Any) -> Task:
+    """Pictures in folders named like their class, `root/cat/1.png`, or like part and class, `root/train/cat/1.png`.
+
+    Raises: DataError for a folder without pictures in at least two classes.
+    """
+    root = Path(folder)
+    files = sorted(file for file in root.rglob("*") if file.suffix.lower() in SUFFIXES and file.parent != root)
+    places = [file.relative_to(root).parts[:-1] for file in files]
+    if not files or len({place[-1] for place in places}) < 2:
+        raise DataError(
+            f"expected pictures in folders named like their class in {root}, at least two, got {len(files)} pictures in "
+            f"{len({place[-1] for place in places})}; arrange them as {root.name}/cat/1.png"
+        )
+    words = {"train", "training", "validation", "valid", "val", "test", "testing"}
+    if all(len(place) > 1 and place[0].lower() in words for place in places):
+        options.setdefault("split", [place[0] for place in places])
+    options = {"name": root.name, "source": str(root)} | options
+    return from_arrays(list(map(str, files)), [p[-1] for p in places], modality="images", seed=seed, **options)
+
+
+def from_dataset(dataset: Any, *, image: str = "image", label: str = "label", seed: int = 0, **options: Any) -> Task:
+    """A `datasets.Dataset` or `DatasetDict` with a column of pictures and one of labels; its parts are kept.
+
+    Raises: DataError for a missing column.
+    """
+    parts = dict(dataset) if isinstance(dataset, dict) else {"": dataset}
+    inputs: list[Any] = []
+    labels: list[Any] = []
+    words: list[str] = []
+    for word, part in parts.items():
+        if missing := [column for column in (image, label) if column not in part.column_names]:
+            raise DataError(f"expected a column {missing[0]!r} in the data set, got {', '.join(part.column_names)}")
+        inputs, labels, words = inputs + list(part[image]), labels + list(part[label]), words + [word] * len(part)
+        if names := getattr(part.features[label], "names", None):
+            options.setdefault("classes", names)
+    if len(parts) > 1:
+        options.setdefault("split", words)
+    return from_arrays(
+        inputs, labels, modality="images", seed=seed, **{"name": "dataset", "kind": "classification"} | options
+    )
+
+
+def sized(task: Task, rows: dict[str, int], seed: int = 0) -> Task:
+    """The same task with no more than so many rows in a part, drawn by `seed`: Fashion-MNIST is large for two cores."""
+    from dataclasses import replace
+
+    drawn = np.random.default_rng(seed)
+    split = {part: np.asarray(have) for part, have in task.split.items()}
+    for part, count in rows.items():
+        split[part] = np.sort(drawn.permutation(split[part])[:count])
+    return replace(task, split=split)
+
+
+def flat_pixels(inputs: Sequence[Any]) -> np.ndarray:
+    """(n, D) grey pixels of pictures of one size: what a user without a source would fit on."""
+    from reprogram.sources.images import as_image, resized
+
+    pictures = [as_image(value, row, 1) for row, value in enumerate(inputs)]
+    size = tuple(pictures[0].shape[1:])
+    return np.stack([resized(picture, size).flatten().numpy() for picture in pictures])

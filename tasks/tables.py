@@ -1,0 +1,42 @@
+"""Tables: the small ones of scikit-learn, and any data frame of numbers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from reprogram.errors import DataError
+from tasks.arrays import from_arrays
+from tasks.task import Task
+
+TABLES = ("breast-cancer", "diabetes", "iris", "wine")
+
+
+def table(name: str, *, seed: int = 0, **options: Any) -> Task:
+    """One of scikit-learn's tables: breast-cancer, iris and wine (classes), diabetes (regression)."""
+    from sklearn import datasets
+
+    if name not in TABLES:
+        raise DataError(f"expected a table among {', '.join(TABLES)}, got {name!r}")
+    data = getattr(datasets, f"load_{name.replace('-', '_')}")()
+    options = {"name": name, "source": "scikit-learn", "license": "CC-BY-4.0", "fractions": (0.6, 0.1, 0.3)} | options
+    if name == "diabetes":
+        options.setdefault("kind", "regression")
+    else:
+        options.setdefault("classes", [str(label) for label in data.target_names])
+    return from_arrays(list(data.data.astype(np.float32)), data.target, modality="tables", seed=seed, **options)
+
+
+def from_frame(frame: Any, target: str, *, seed: int = 0, **options: Any) -> Task:
+    """A pandas data frame of numbers and its column `target`.
+
+    Raises: DataError for a missing target, or a column that holds something else than numbers.
+    """
+    if target not in frame.columns:
+        raise DataError(f"expected a column {target!r}, got {', '.join(map(str, frame.columns))}")
+    features = frame.drop(columns=target)
+    if texts := [str(name) for name, kind in features.dtypes.items() if kind.kind not in "iufb"]:
+        raise DataError(f"expected numbers in every column, got others in {', '.join(texts)}; encode or drop them")
+    rows = list(features.to_numpy(dtype=np.float32))
+    return from_arrays(rows, frame[target].tolist(), modality="tables", seed=seed, **{"name": "table"} | options)

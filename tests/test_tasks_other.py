@@ -1,0 +1,144 @@
+"""Tasks of images, peptides and tables: read, split, and refused in one sentence."""
+
+import numpy as np
+import pytest
+
+from reprogram.errors import DataError
+from tasks.arrays import from_arrays
+from tasks.images import FASHION, digits, fashion_mnist, flat_pixels, from_dataset, image_folder, sized
+from tasks.peptides import AMINO_ACIDS, antimicrobial, composition
+from tasks.tables import TABLES, from_frame, table
+
+
+def test_digits_are_all_there():
+    task = digits()
+    assert (len(task), task.kind, task.metric, task.classes) == (1797, "classification", "accuracy", tuple("0123456789"))
+    assert flat_pixels(task.inputs[:3]).shape == (3, 64)
+    assert sum(map(len, task.split.values())) == 1797
+    again = digits(seed=1)
+    assert not np.array_equal(task.split["train"], again.split["train"])
+
+
+@pytest.mark.parametrize("count", [1, 5])
+def test_shots_are_exact(count):
+    task = digits()
+    few = task.shots(count, seed=3)
+    assert np.bincount(few.targets[few.split["train"]].astype(int)).tolist() == [count] * 10
+    assert set(few.split["train"]) <= set(task.split["train"])
+    assert np.array_equal(few.split["test"], task.split["test"])
+    assert np.array_equal(few.split["train"], task.shots(count, seed=3).split["train"])
+    with pytest.raises(DataError, match="at least 500 training rows of each class"):
+        task.shots(500)
+    with pytest.raises(DataError, match="use subset"):
+        table("diabetes").shots(3)
+
+
+@pytest.mark.skipif(not FASHION.is_dir(), reason="needs Debian's dataset-fashion-mnist")
+def test_fashion_mnist_keeps_its_published_parts():
+    task = fashion_mnist()
+    assert len(task) == 70_000
+    assert len(task.split["test"]) == 10_000
+    assert np.bincount(task.targets.astype(int)).tolist() == [7000] * 10
+    small = sized(task, {"test": 100, "validation": 50})
+    assert [len(small.split[part]) for part in ("validation", "test")] == [50, 100]
+
+
+def test_absent_data_names_the_command(tmp_path, monkeypatch):
+    with pytest.raises(DataError, match="apt-get install dataset-fashion-mnist"):
+        fashion_mnist(folder=tmp_path)
+    monkeypatch.setattr("tasks.peptides.find_spec", lambda name: None)
+    with pytest.raises(DataError, match="pip install --no-deps modlamp"):
+        antimicrobial()
+
+
+def save(folder, name, value=0):
+    from PIL import Image
+
+    folder.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.full((4, 5), value, dtype=np.uint8)).save(folder / name)
+
+
+def test_image_folders(tmp_path):
+    for part, count in (("train", 6), ("test", 2)):
+        for label in ("cat", "dog"):
+            for i in range(count):
+                save(tmp_path / "pets" / part / label, f"{i}.png", 10 * i)
+    task = image_folder(tmp_path / "pets")
+    assert task.classes == ("cat", "dog")
+    assert (len(task.split["test"]), len(task.split["train"]) + len(task.split["validation"])) == (4, 12)
+    save(tmp_path / "flat", "1.png")
+    with pytest.raises(DataError, match="folders named like their class"):
+        image_folder(tmp_path / "flat")
+
+
+def test_data_sets_keep_their_names_and_parts():
+    import datasets
+
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["no", "yes"])})
+    pictures = [np.full((4, 4), i, dtype=np.uint8) for i in range(10)]
+    part = datasets.Dataset.from_dict({"image": pictures, "label": [0, 1] * 5}, features=features)
+    task = from_dataset(datasets.DatasetDict({"train": part, "test": part}))
+    assert task.classes == ("no", "yes")
+    assert len(task.split["test"]) == 10
+    assert flat_pixels(task.inputs[:2]).shape == (2, 16)
+    with pytest.raises(DataError, match="column 'picture'"):
+        from_dataset(part, image="picture")
+
+
+def test_peptides_hold_no_repeats():
+    task = antimicrobial()
+    assert task.classes == ("UniProt", "AMP")
+    assert len(set(task.inputs)) == len(task)
+    assert 4000 < len(task) <= 5200
+    features = composition(task.inputs[:50])
+    np.testing.assert_allclose(features[:, :20].sum(1), [sum(c in AMINO_ACIDS for c in s) / len(s) for s in task.inputs[:50]], rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_tables(name):
+    task = table(name)
+    assert task.kind == ("regression" if name == "diabetes" else "classification")
+    assert all(np.isfinite(row).all() for row in task.inputs)
+
+
+def test_frames():
+    import pandas as pd
+
+    frame = pd.DataFrame({"a": np.arange(30.0), "b": 1, "y": ["u", "v", "w"] * 10})
+    task = from_frame(frame, "y")
+    assert task.classes == ("u", "v", "w")
+    assert task.inputs[3].tolist() == [3.0, 1.0]
+    with pytest.raises(DataError, match="expected a column 'z'"):
+        from_frame(frame, "z")
+    with pytest.raises(DataError, match="others in c; encode"):
+        from_frame(frame.assign(c="red"), "y")
+
+
+X = [np.zeros(2)] * 12
+
+
+@pytest.mark.parametrize(
+    "y, options, message",
+    [
+        ([1.0] * 12, {}, "labels that vary"),
+        (["a"] * 12, {}, "one class only"),
+        (["a", None] * 6, {}, "got none at row 1"),
+        ([0, 1, 2] * 4, {"classes": ["a", "b"]}, "class numbers 0 to 1, got 2 at row 2"),
+        (["a", "c"] * 6, {"classes": ["a", "b"]}, "a class among a, b, got 'c' at row 1"),
+        ([0, 1] * 5, {}, "got 12 inputs and 10 labels"),
+        ([0, 1] * 6, {"split": "scaffold"}, "split 'random' or a word"),
+        ([0, 1] * 6, {"split": ["train"] * 3}, "for each of 12 rows, got 3"),
+        ([0, 1] * 6, {"metric": "f1"}, "a metric among"),
+        ([0, 1] * 6, {"kind": "ranking"}, "a kind among"),
+    ],
+)
+def test_bad_labels_are_one_sentence(y, options, message):
+    with pytest.raises(DataError, match=message):
+        from_arrays(X, y, **options)
+
+
+def test_whole_numbers_are_classes_and_fractions_are_values():
+    assert from_arrays(X, [0, 1, 5] * 4).kind == "classification"
+    assert from_arrays(X, [0, 1, 5] * 4).classes == ("0", "1", "5")
+    assert from_arrays(X, np.linspace(0, 1, 12)).kind == "regression"
+    assert from_arrays(X, [True, False] * 6).classes == ("False", "True")
