@@ -27,14 +27,18 @@ def logme(features: Any, y: Any, *, kind: str = "classification", steps: int = 1
     """
     x, columns = checked_rows(features, y, kind)
     left, spread, _ = np.linalg.svd(x, full_matrices=False)
-    return float(np.mean([log_evidence(left.T @ t, float(t @ t), spread**2, x.shape, steps) for t in columns.T]) / len(x))
+    return float(
+        np.mean([log_evidence(left.T @ t, float(t @ t), spread**2, x.shape, steps) for t in columns.T]) / len(x)
+    )
 
 
 def checked_rows(features: Any, y: Any, kind: str) -> tuple[Array, Array]:
     """Features (n, D) and target columns (n, T), classes as indicators."""
     x, target = np.asarray(features, dtype=float), np.asarray(y, dtype=float)
     if x.ndim != 2 or len(x) != len(target) or len(x) < 2:
-        raise DataError(f"expected at least two rows of features (n, D) with a target each, got {x.shape} and {target.shape}")
+        raise DataError(
+            f"expected at least two rows of features (n, D) with a target each, got {x.shape} and {target.shape}"
+        )
     if not (np.isfinite(x).all() and np.isfinite(target).all()):
         raise DataError("expected finite features and targets, got NaN or infinity among them")
     if kind == "classification":
@@ -79,3 +83,16 @@ def sliced_wasserstein(first: Any, second: Any, *, projections: int = 1000, seed
     ways = np.random.default_rng(seed).standard_normal((a.shape[1], projections))
     ways /= np.linalg.norm(ways, axis=0)
     return float(np.mean([wasserstein_distance(p, q) for p, q in zip((a @ ways).T, (b @ ways).T, strict=True)]))
+
+
+def prompting_ratio(prompted: Any, plain: Any, y: Any, *, kind: str = "classification") -> float:
+    """Log likelihood ratio per row of prompting against probing: `logme` of prompted features minus that of plain ones.
+
+    Above 0, a program is expected to beat a linear probe. `prompted` are the source's features behind a cheap stand-in
+    for the trained program: a few steps of it, or the best of some random ones.
+
+    Shapes: prompted, plain (n, D).
+    Reference: Tsao, Hsiung, Chen & Ho, "When Does Visual Prompting Outperform Linear Probing for Vision-Language Models? A
+    Likelihood Perspective", 2024, arXiv:2409.01821.
+    """
+    return logme(prompted, y, kind=kind) - logme(plain, y, kind=kind)

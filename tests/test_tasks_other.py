@@ -12,7 +12,12 @@ from tasks.tables import TABLES, from_frame, table
 
 def test_digits_are_all_there():
     task = digits()
-    assert (len(task), task.kind, task.metric, task.classes) == (1797, "classification", "accuracy", tuple("0123456789"))
+    assert (len(task), task.kind, task.metric, task.classes) == (
+        1797,
+        "classification",
+        "accuracy",
+        tuple("0123456789"),
+    )
     assert flat_pixels(task.inputs[:3]).shape == (3, 64)
     assert sum(map(len, task.split.values())) == 1797
     again = digits(seed=1)
@@ -91,7 +96,9 @@ def test_peptides_hold_no_repeats():
     assert len(set(task.inputs)) == len(task)
     assert 4000 < len(task) <= 5200
     features = composition(task.inputs[:50])
-    np.testing.assert_allclose(features[:, :20].sum(1), [sum(c in AMINO_ACIDS for c in s) / len(s) for s in task.inputs[:50]], rtol=1e-5)
+    np.testing.assert_allclose(
+        features[:, :20].sum(1), [sum(c in AMINO_ACIDS for c in s) / len(s) for s in task.inputs[:50]], rtol=1e-5
+    )
 
 
 @pytest.mark.parametrize("name", TABLES)

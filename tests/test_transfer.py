@@ -6,7 +6,7 @@ from scipy.optimize import minimize
 from scipy.stats import multivariate_normal
 
 from reprogram.errors import DataError
-from reprogram.transfer import log_evidence, logme, sliced_wasserstein
+from reprogram.transfer import log_evidence, logme, prompting_ratio, sliced_wasserstein
 
 
 @pytest.mark.parametrize("shape", [(30, 5), (12, 40)])
@@ -29,7 +29,9 @@ def test_logme_prefers_features_that_tell_the_classes():
     drawn = np.random.default_rng(1)
     y = np.arange(60) % 3
     told = np.eye(3)[y] + 0.2 * drawn.standard_normal((60, 3))
-    assert logme(told, y) > logme(drawn.standard_normal((60, 3)), y)
+    noise = drawn.standard_normal((60, 3))
+    assert logme(told, y) > logme(noise, y)
+    assert prompting_ratio(told, noise, y) == -prompting_ratio(noise, told, y) > 0
 
 
 def test_sliced_wasserstein_of_moved_clouds():
@@ -42,7 +44,9 @@ def test_sliced_wasserstein_of_moved_clouds():
     assert sliced_wasserstein(a[:50], a) < sliced_wasserstein(a[:50], a + move)
 
 
-@pytest.mark.parametrize("x, y", [(np.zeros((3, 2)), [0, 1]), (np.full((2, 2), np.nan), [0, 1]), (np.zeros(3), [0, 1, 2])])
+@pytest.mark.parametrize(
+    "x, y", [(np.zeros((3, 2)), [0, 1]), (np.full((2, 2), np.nan), [0, 1]), (np.zeros(3), [0, 1, 2])]
+)
 def test_bad_rows_are_one_sentence(x, y):
     with pytest.raises(DataError, match="expected"):
         logme(x, y)

@@ -278,7 +278,8 @@ class Affine(ImageProgram):
     θ (2×3) starts as the identity, the gains g at 1, the offsets b and δ at 0: the start is the frozen source.
 
     Shapes: image (B, C, H, W) -> pixels (B, C, H, W). Trainable: 6 + 2 C + C H W.
-    Reference: "ACAVP", 2025, arXiv:2510.07823. Differs from the paper: its data augmentation is not part of the program.
+    Reference: Enomoto, "Enhancing Visual Prompting through Expanded Transformation Space and Overfitting Mitigation"
+    (ACAVP), 2025, arXiv:2510.07823. Differs from the paper: its data augmentation is not part of the program.
     """
 
     def start(self, source: Source) -> None:
