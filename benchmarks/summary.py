@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pandas as pd
 from scipy.stats import bootstrap
@@ -101,3 +103,39 @@ def summarise(rows: list[dict]) -> str:
     parts = (("Mean rank at 50 to 200 labels", ranks(table)), ("Paired over cells", wins(table)))
     parts += (("RMSE (regression) or ROC-AUC (b3db): mean, 95 % interval over seeds; number of seeds", means(table)),)
     return "\n\n".join(f"### {title}\n\n{text}" for title, text in parts) + "\n"
+
+
+def ordering(rows: list[dict], groups: tuple[str, ...], metric: str, ladders: list[list[str]]) -> str:
+    """Mean of a metric per method and group, 95 % interval over seeds, and each step of the published orders, paired."""
+    data = pd.DataFrame(
+        [{k: r[k] for k in (*groups, "seed", "method")} | {"value": r[metric][0]} for r in rows if metric in r]
+    )
+    if data.empty:
+        return "nothing measured yet\n"
+    columns = sorted(data[list(groups)].drop_duplicates().itertuples(index=False, name=None))
+    lines = [
+        "| method | " + " | ".join(" ".join(map(str, c)) for c in columns) + " |",
+        "| --- |" + " --- |" * len(columns),
+    ]
+    for method, part in data.groupby("method", sort=False):
+        texts = []
+        for column in columns:
+            values = part[(part[list(groups)] == list(column)).all(axis=1)].value.to_numpy()
+            texts.append(
+                "{:.3f} ({:.3f} to {:.3f}; {})".format(values.mean(), *interval(values), len(values))
+                if len(values)
+                else ""
+            )
+        lines.append(f"| {method} | " + " | ".join(texts) + " |")
+    wide = data.pivot_table(index=[*groups, "seed"], columns="method", values="value")
+    lines += [
+        "",
+        f"| step | cells | share in which the second is better | gain in {metric} (95 % interval over cells) |",
+        "| --- | --- | --- | --- |",
+    ]
+    for a, b in [pair for ladder in ladders for pair in pairwise(ladder)]:
+        if a in wide and b in wide and len(gain := (wide[b] - wide[a]).dropna().to_numpy()):
+            low, high = interval(gain)
+            share = f"{(gain > 0).mean():.0%}" + (f" ({(gain == 0).mean():.0%} ties)" if (gain == 0).any() else "")
+            lines.append(f"| {a} → {b} | {len(gain)} | {share} | {gain.mean():+.3f} ({low:+.3f} to {high:+.3f}) |")
+    return "\n".join(lines) + "\n"
