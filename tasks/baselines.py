@@ -36,6 +36,7 @@ TANIMOTO = Learner(("morgan",), mapped("tanimoto"))
 JOINT_RIDGE = Learner(("minimol", "descriptors"), ridge)
 MEAN = (FOREST, RIDGE, Learner(("minimol",), ridge))
 STACK = (FOREST, TANIMOTO, RIDGE, JOINT_RIDGE, Learner(("chemnet",), ridge))
+DEFAULT_SOURCE = {"molecules": "minimol", "images": "efficientnet-lite0", "series": "crepe", "peptides": "minilm"}
 
 
 @dataclass(frozen=True)
@@ -70,39 +71,27 @@ class Method:
 def methods(
     source: str | Source = "minimol",
     *,
+    modality: str = "molecules",
     table: FeatureTable | None = None,
     epochs: int | None = None,
     checkpoints: Path | None = None,
 ) -> dict[str, Method]:
-    """Every control and baseline beside the reprogrammed `source`, by name.
+    """Every control and baseline beside the reprogrammed `source`, by name; `modality` is that of the task.
 
     `source="auto"` makes what the product picks by itself a fast method, and runs the others on "minimol". `table` is
     where frozen features are kept; `epochs` shortens whatever is trained by gradient. With a folder `checkpoints`, for
     one task and seed, a program that two methods need ("reprogrammed" and "auto") is trained by the first of them.
     """
-    auto, frozen = source == "auto", "minimol" if source == "auto" else source
-    kit = Kit(FeatureTable() if table is None else table, frozen, epochs, checkpoints)
-    name = kit.label
-    picked: Any = "fast" if auto else "slow"
-    entries = [
-        kit.trained("auto", "reprogrammed", kit.pick(True), "several sources, one reprogrammed, stacked readout", picked),
-        kit.trained("auto-frozen", "control", kit.pick(False), "the same stack without the reprogrammed source", picked),
-        kit.trained("reprogrammed", "reprogrammed", kit.adapt(kit.table.source), f"{name}, reprogrammed"),
-        kit.trained("no-program", "control", kit.untouched, f"{name} frozen, the same readouts, no program"),
-        kit.fixed("linear-probe", "probe", [Learner((frozen,), mapped("ridge"))], f"{name} frozen, ridge"),
-        kit.trained("random-weights", "control", kit.adapt(kit.random), f"{name} with random weights, reprogrammed"),
-        kit.trained("no-source", "control", kit.adapt(kit.bare), f"program and readout of {name} without its network"),
-        kit.fixed("forest-morgan", "baseline", [Learner(("morgan",), forest, bits=True)], "Morgan bits, random forest"),
-        kit.fixed("forest-morgan-descriptors", "baseline", [FOREST], "Morgan bits and descriptors, random forest"),
-        kit.fixed("ridge-descriptors", "baseline", [RIDGE], "RDKit descriptors, ridge"),
-        kit.fixed("gp-tanimoto", "baseline", [TANIMOTO], "Morgan counts, Tanimoto Gaussian process"),
-        kit.fixed("ridge-minimol-descriptors", "baseline", [JOINT_RIDGE], "MiniMol features and descriptors, ridge"),
-        kit.fixed("mean", "baseline", MEAN, "mean of forest on Morgan bits and descriptors, ridge on descriptors, on MiniMol"),
-        kit.fixed("stack", "baseline", STACK, "shrunk stack of forest, Tanimoto process, ridges, ChemNet probe", stack),
-        kit.trained("lora", "baseline", kit.tune(8, 3e-4), f"{name}, low-rank updates of its weights", "slow", frozen),
-        kit.trained("full-fine-tuning", "baseline", kit.tune(None, 3e-5), f"{name}, all weights trained", "slow", frozen),
-    ]  # fmt: skip
-    return {method.name: method for method in entries}
+    auto = source == "auto"
+    if auto and modality not in DEFAULT_SOURCE:
+        raise DataError(f"expected a named source for {modality}, got 'auto'; `reprogram sources` has the names")
+    kit = Kit(table or FeatureTable(), DEFAULT_SOURCE[modality] if auto else source, epochs, checkpoints)
+    found = [*kit.own(), *kit.tuned()]
+    if modality == "molecules":
+        found = [*kit.picked("fast" if auto else "slow"), *kit.own(), *kit.molecules(), *kit.tuned()]
+    elif modality in ("peptides", "images"):
+        found[-2:-2] = kit.peptides() if modality == "peptides" else kit.images()
+    return {method.name: method for method in found}
 
 
 @dataclass(frozen=True)
@@ -117,6 +106,67 @@ class Kit:
     @property
     def label(self) -> str:
         return self.source.name if isinstance(self.source, Source) else self.source
+
+    def picked(self, cost: Cost) -> list[Method]:
+        """What the product picks by itself, with and without the reprogrammed source."""
+        stacked = "several sources, one reprogrammed, stacked readout"
+        return [
+            self.trained("auto", "reprogrammed", self.pick(True), stacked, cost),
+            self.trained("auto-frozen", "control", self.pick(False), "the same stack without the reprogrammed source", cost),
+        ]  # fmt: skip
+
+    def own(self) -> list[Method]:
+        """The reprogrammed source beside its probe and its controls."""
+        name = self.label
+        return [
+            self.trained("reprogrammed", "reprogrammed", self.adapt(self.table.source), f"{name}, reprogrammed"),
+            self.trained("no-program", "control", self.untouched, f"{name} frozen, the same readouts, no program"),
+            self.fixed("linear-probe", "probe", [Learner((self.source,), mapped("ridge"))], f"{name} frozen, ridge"),
+            self.trained("random-weights", "control", self.adapt(self.random), f"{name} with random weights, reprogrammed"),
+            self.trained("no-source", "control", self.adapt(self.bare), f"program and readout of {name} without its network"),
+        ]  # fmt: skip
+
+    def molecules(self) -> list[Method]:
+        """What a chemist would fit."""
+        return [
+            self.fixed("forest-morgan", "baseline", [Learner(("morgan",), forest, bits=True)], "Morgan bits, random forest"),
+            self.fixed("forest-morgan-descriptors", "baseline", [FOREST], "Morgan bits and descriptors, random forest"),
+            self.fixed("ridge-descriptors", "baseline", [RIDGE], "RDKit descriptors, ridge"),
+            self.fixed("gp-tanimoto", "baseline", [TANIMOTO], "Morgan counts, Tanimoto Gaussian process"),
+            self.fixed("ridge-minimol-descriptors", "baseline", [JOINT_RIDGE], "MiniMol features and descriptors, ridge"),
+            self.fixed("mean", "baseline", MEAN, "mean of forest on Morgan bits and descriptors, ridge on descriptors, on MiniMol"),
+            self.fixed("stack", "baseline", STACK, "shrunk stack of forest, Tanimoto process, ridges, ChemNet probe", stack),
+        ]  # fmt: skip
+
+    def peptides(self) -> list[Method]:
+        """What needs no language model: composition and physicochemical scales."""
+        from tasks.peptides import composition_source, descriptor_source
+
+        counts, scales = composition_source(), descriptor_source()
+        return [
+            self.fixed("forest-composition", "baseline", [Learner((counts,), forest)], "amino-acid composition, random forest"),
+            self.fixed("ridge-composition", "baseline", [Learner((counts,), ridge)], "amino-acid composition, ridge"),
+            self.fixed("ridge-descriptors", "baseline", [Learner((scales,), ridge)], "physicochemical scales, ridge"),
+            self.fixed("forest-descriptors", "baseline", [Learner((counts, scales), forest)], "both, random forest"),
+        ]  # fmt: skip
+
+    def images(self) -> list[Method]:
+        """What needs no source: grey pixels."""
+        from tasks.images import pixel_source
+
+        pixels = pixel_source()
+        return [
+            self.fixed("ridge-pixels", "baseline", [Learner((pixels,), ridge)], "16×16 grey pixels, ridge"),
+            self.fixed("forest-pixels", "baseline", [Learner((pixels,), forest)], "16×16 grey pixels, random forest"),
+        ]  # fmt: skip
+
+    def tuned(self) -> list[Method]:
+        """What changes the source's weights."""
+        name, source = self.label, self.source
+        return [
+            self.trained("lora", "baseline", self.tune(8, 3e-4), f"{name}, low-rank updates of its weights", "slow", source),
+            self.trained("full-fine-tuning", "baseline", self.tune(None, 3e-5), f"{name}, all weights trained", "slow", source),
+        ]  # fmt: skip
 
     def trained(
         self, name: str, group: Group, train: Train, summary: str, cost: Cost = "fast", *reads: str | Source
@@ -192,7 +242,7 @@ class Kit:
 def compare(
     task: Task,
     *,
-    source: str | Source = "minimol",
+    source: str | Source | None = None,
     include: str | Sequence[str | Method] = "fast",
     seed: int = 0,
     epochs: int | None = None,
@@ -202,7 +252,8 @@ def compare(
     """Run methods on one task, each trained on its training part and asked once for its test part.
 
     Args:
-        source: what is reprogrammed, probed and fine-tuned: a catalogue name, a hub id, a `Source`, or "auto".
+        source: what is reprogrammed, probed and fine-tuned: a catalogue name, a hub id, a `Source`, or "auto"; by default
+            the one for the task's modality (MiniMol, EfficientNet-Lite0, CREPE, MiniLM).
         include: "fast", "all", or names of `methods()` and your own `Method` objects.
         epochs: passes over the training rows for whatever is trained by gradient; by default each method's own.
         table: a `FeatureTable` to share frozen features between calls, or to keep them in a folder.
@@ -212,11 +263,12 @@ def compare(
     Raises: DataError for an unknown method, or a task without a training or test part.
     """
     table = FeatureTable() if table is None else table
+    source = source or DEFAULT_SOURCE.get(task.modality, "auto")
     empty = [part for part in ("train", "test") if not len(task.part(part)[0])]
     if empty:
         raise DataError(f"expected rows in the {empty[0]} part of '{task.name}', got none; split it otherwise")
     with TemporaryDirectory() as folder:
-        known = methods(source, table=table, epochs=epochs, checkpoints=Path(folder))
+        known = methods(source, modality=task.modality, table=table, epochs=epochs, checkpoints=Path(folder))
         return run_all(task, selected(known, include), seed, table, progress)
 
 

@@ -51,21 +51,39 @@ class MeanTokens(nn.Module):
         return torch.cat([(rows * mask[..., None]).sum(1) / number, number.log()], dim=1)
 
 
+class MeanPixels(nn.Module):
+    """A picture without a network: its pixels averaged over an 8×8 grid, (B, 64 C)."""
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        return nn.functional.adaptive_avg_pool2d(pixels, 8).flatten(1)
+
+
+class MeanSamples(nn.Module):
+    """A series without a network: its samples averaged over 64 pieces, (B, 64)."""
+
+    def forward(self, series: Tensor) -> Tensor:
+        return nn.functional.adaptive_avg_pool1d(series[:, None], 64)[:, 0]
+
+
 def without_network(source: Source, *, seed: int = 0) -> Source:
     """`source` with its network taken out: what a program and a map reach alone.
 
     The same inputs pass the same program and are only averaged before the same map: for graphs the atom and bond
-    features, for tokens the embeddings. Token tables are drawn anew with the scale of the source's own, because a
+    features, for tokens the embeddings, for images and series pieces of them. Token tables are drawn anew with the scale of the source's own, because a
     pretrained table would be a part of the source.
 
-    Raises: DataError for a source that is no network on tokens or graphs: without it nothing would be left.
+    Raises: DataError for a source without a network: nothing would be left.
     """
     options: dict[str, Any] = {"name": f"{source.name}:none", "takes": source.takes, "license": source.license}
     if source.takes == "graph":
         return Source(MeanGraph(), source.codec, width=sum(source.codec.widths.values()) + 1, **options)
+    if source.takes == "image":
+        return Source(MeanPixels(), source.codec, width=64 * source.codec.channels, **options)
+    if source.takes == "series":
+        return Source(MeanSamples(), source.codec, width=64, **options)
     if source.takes != "tokens" or source.embedding is None:
         raise DataError(
-            f"expected a source of tokens or graphs for the control without one, got '{source.name}' ({source.takes})"
+            f"expected a source with a network for the control without one, got '{source.name}' ({source.takes})"
         )
     old = source.embedding.detach()
     drawn = torch.randn(old.shape, generator=torch.Generator().manual_seed(seed)) * old.float().std().cpu()

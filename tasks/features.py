@@ -33,9 +33,9 @@ class Remembered:
 
     def encode(self, inputs: Sequence[Any]) -> list[Record]:
         """Records of the inputs in their order; only those not seen before are encoded."""
-        missing = [text for text in dict.fromkeys(inputs) if text not in self._known]
-        self._known.update(zip(missing, self._codec.encode(missing) if missing else [], strict=True))
-        return [self._known[text] for text in inputs]
+        new = {name: value for name, value in named(inputs).items() if name not in self._known}
+        self._known.update(zip(new, self._codec.encode(list(new.values())) if new else [], strict=True))
+        return [self._known[name_of(value)] for value in inputs]
 
 
 class FeatureTable:
@@ -78,7 +78,7 @@ class FeatureTable:
             self._compute(found, inputs)
             known, (seconds, rows) = self._rows[_key(found)], self._spent[_key(found)]
             with atomic_file(path) as writing, writing.open("wb") as file:
-                table = np.stack([known[text] for text in inputs])
+                table = np.stack([known[name_of(value)] for value in inputs])
                 np.savez_compressed(file, features=table, seconds=np.array([seconds, rows]))
 
     def features(self, source: str | Source, inputs: Sequence[str]) -> np.ndarray:
@@ -86,7 +86,7 @@ class FeatureTable:
         found = self.source(source)
         self._compute(found, inputs)
         known = self._rows[_key(found)]
-        return np.stack([known[text] for text in inputs])
+        return np.stack([known[name_of(value)] for value in inputs])
 
     def seconds(self, source: str | Source, count: int) -> float:
         """What the features of `count` inputs cost, from the mean over the rows computed here or read with their cost."""
@@ -95,12 +95,14 @@ class FeatureTable:
 
     def _compute(self, source: Source, inputs: Sequence[str]) -> None:
         known = self._rows.setdefault(_key(source), {})
-        missing = [text for text in dict.fromkeys(inputs) if text not in known]
+        missing = {name: value for name, value in named(inputs).items() if name not in known}
         if not missing:
             return
         start, program = time.perf_counter(), Identity()
         program.bind(source)
-        values = source_features(program, source, program.encode(missing)).cpu().numpy().astype(np.float32)
+        values = (
+            source_features(program, source, program.encode(list(missing.values()))).cpu().numpy().astype(np.float32)
+        )
         seconds, rows = self._spent.get(_key(source), (0.0, 0))
         self._spent[_key(source)] = (seconds + time.perf_counter() - start, rows + len(missing))
         known.update(zip(missing, values, strict=True))
@@ -113,7 +115,7 @@ class FeatureTable:
             return False
         if values.shape != (len(inputs), source.width):
             return False
-        self._rows.setdefault(_key(source), {}).update(zip(inputs, values, strict=True))
+        self._rows.setdefault(_key(source), {}).update(zip(map(name_of, inputs), values, strict=True))
         self._spent.setdefault(_key(source), (float(seconds), int(rows)))
         return True
 
@@ -122,5 +124,18 @@ def _key(source: Source) -> str:
     return f"{re.sub(r'[^A-Za-z0-9]+', '_', source.name)}-{source.digest}"
 
 
-def _hash(texts: Sequence[str]) -> str:
-    return hashlib.sha256("\n".join(map(str, texts)).encode()).hexdigest()[:16]
+def _hash(texts: Sequence[Any]) -> str:
+    return hashlib.sha256("\n".join(map(name_of, texts)).encode()).hexdigest()[:16]
+
+
+def named(inputs: Sequence[Any]) -> dict[str, Any]:
+    """Different inputs by name, in order."""
+    return {name_of(value): value for value in inputs}
+
+
+def name_of(value: Any) -> str:
+    """A text itself; of an array or picture a hash of what it holds."""
+    if isinstance(value, str):
+        return value
+    array = np.asarray(value)
+    return hashlib.sha256(f"{array.dtype} {array.shape}".encode() + array.tobytes()).hexdigest()

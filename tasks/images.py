@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from reprogram.errors import DataError
+from reprogram.sources import FeatureCodec, Features, Source
 from tasks.arrays import from_arrays
 from tasks.task import Task
 
@@ -109,10 +110,21 @@ def sized(task: Task, rows: dict[str, int], seed: int = 0) -> Task:
     return replace(task, split=split)
 
 
-def flat_pixels(inputs: Sequence[Any]) -> np.ndarray:
-    """(n, D) grey pixels of pictures of one size: what a user without a source would fit on."""
+def flat_pixels(inputs: Sequence[Any], side: int = 16) -> np.ndarray:
+    """(n, side²) grey pixels: what a user without a source would fit on."""
     from reprogram.sources.images import as_image, resized
 
-    pictures = [as_image(value, row, 1) for row, value in enumerate(inputs)]
-    size = tuple(pictures[0].shape[1:])
-    return np.stack([resized(picture, size).flatten().numpy() for picture in pictures])
+    pictures = (as_image(value, row, 1) for row, value in enumerate(inputs))
+    return np.stack([resized(picture, (side, side)).flatten().numpy() for picture in pictures])
+
+
+def pixel_source(side: int = 16) -> Source:
+    """`flat_pixels` as a frozen source of features."""
+    names = [f"pixel {i}" for i in range(side * side)]
+    return Source(
+        Features(names),
+        FeatureCodec(lambda inputs: flat_pixels(inputs, side)),
+        name="pixels",
+        takes="features",
+        width=side * side,
+    )

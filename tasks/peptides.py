@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from reprogram.errors import DataError
+from reprogram.sources import FeatureCodec, Features, Source
 from tasks.arrays import from_arrays
 from tasks.task import Task
 
@@ -65,3 +66,21 @@ def descriptors(sequences: Sequence[str]) -> np.ndarray:
                  peptide.instability_index(), peptide.molecular_weight(), peptide.hydrophobic_moment()]  # fmt: skip
         rows.append([*peptide.descriptors().values(), *whole])
     return np.asarray(rows, dtype=np.float32)
+
+
+def composition_source() -> Source:
+    """`composition` as a frozen source of features."""
+    names = [*AMINO_ACIDS, "log length"]
+    return Source(Features(names), FeatureCodec(composition), name="composition", takes="features", width=len(names))
+
+
+def descriptor_source() -> Source:
+    """`descriptors` as a frozen source of features."""
+    width = descriptors(["ACDEFGHIKL"]).shape[1]
+    return Source(
+        Features([f"scale {i}" for i in range(width)]),
+        FeatureCodec(descriptors),
+        name="peptides",
+        takes="features",
+        width=width,
+    )

@@ -436,3 +436,14 @@ def test_sources_without_classes_give_features(source):
         source(name)
         inputs = [np.zeros((8, 8), dtype=np.uint8)] if width == 1280 else [np.arange(1024.0)]
         assert features(load(name, returns="features"), inputs).shape == (1, width)
+
+
+@pytest.mark.parametrize("name", ["efficientnet-lite0", "crepe-tiny"])
+def test_random_weights_still_tell_inputs_apart(source, name):
+    source(name)
+    random = load(name, weights="random", seed=1, **({"size": 64} if name.startswith("eff") else {}))
+    generator = np.random.default_rng(0)
+    inputs = list(generator.random((6, 16, 16)) if name.startswith("eff") else generator.standard_normal((6, 300)))
+    spread = features(random, inputs).std(0)
+    assert float((spread > 1e-3).float().mean()) > 0.9
+    assert load(name, weights="random", seed=1).digest != load(name, weights="random", seed=2).digest

@@ -18,7 +18,7 @@ def test_digits_are_all_there():
         "accuracy",
         tuple("0123456789"),
     )
-    assert flat_pixels(task.inputs[:3]).shape == (3, 64)
+    assert flat_pixels(task.inputs[:3], 8).shape == (3, 64)
     assert sum(map(len, task.split.values())) == 1797
     again = digits(seed=1)
     assert not np.array_equal(task.split["train"], again.split["train"])
@@ -85,7 +85,7 @@ def test_data_sets_keep_their_names_and_parts():
     task = from_dataset(datasets.DatasetDict({"train": part, "test": part}))
     assert task.classes == ("no", "yes")
     assert len(task.split["test"]) == 10
-    assert flat_pixels(task.inputs[:2]).shape == (2, 16)
+    assert flat_pixels(task.inputs[:2]).shape == (2, 256)
     with pytest.raises(DataError, match="column 'picture'"):
         from_dataset(part, image="picture")
 

@@ -18,7 +18,10 @@ TAKES = ("tokens", "graph", "features", "image", "series")
 
 @runtime_checkable
 class Codec(Protocol):
-    """How raw inputs become tensors. A codec has no parameters and gives the same record for the same input."""
+    """How raw inputs become tensors. A codec has no parameters and gives the same record for the same input.
+
+    A codec of images or series also has `noise(n)`, a batch of n random inputs from torch's generator.
+    """
 
     def encode(self, inputs: Sequence[Any]) -> list[Record]:
         """One unpadded record per input; raises ValueError naming the row and the input that cannot be encoded."""
@@ -223,13 +226,30 @@ class Source(nn.Module):
         device = next(self.network.parameters()).device
         with torch.random.fork_rng(devices=[]):  # drawn on the CPU, so that every device gets the same weights
             torch.random.default_generator.manual_seed(seed)
-            network = reinitialised(copy.deepcopy(self.network).cpu()).to(device)
+            network = calibrated(reinitialised(copy.deepcopy(self.network).cpu()), self.codec).to(device)
         table = network.get_parameter(self._table) if self._table else self._embedding
         return Source(
             network, self.codec, name=f"{self.name}:random{seed}", takes=self.takes, width=self.width,
             returns=self.returns, embedding=table, labels=self.labels, revision=self.revision, license=self.license,
             differentiable=self.differentiable,
         )  # fmt: skip
+
+
+def calibrated(network: nn.Module, codec: Codec) -> nn.Module:
+    """`network` after its batch normalisations, where it has any, took their statistics from a batch of noise, in place.
+
+    Fresh ones pass everything on unscaled, and a deep network then gives the same answer to every input: no fair control.
+    """
+    norms = [module for module in network.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    if not norms or not hasattr(codec, "noise"):
+        return network
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # a plain mean over the batches seen
+        norm.train()
+    with torch.no_grad():
+        network(**codec.noise(32))
+    return network.eval()
 
 
 def reinitialised(network: nn.Module) -> nn.Module:

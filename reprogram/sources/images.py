@@ -103,6 +103,9 @@ class ImageCodec:
     def collate(self, records: Sequence[Record]) -> Batch:
         return {"pixels": torch.stack([record["pixels"] for record in records])}
 
+    def noise(self, count: int) -> Batch:
+        return {"pixels": torch.rand(count, self.channels, *self.size)}
+
     def length(self, record: Record) -> int:
         return 1
 

@@ -65,6 +65,9 @@ class SeriesCodec:
     def collate(self, records: Sequence[Record]) -> Batch:
         return {"series": torch.stack([record["series"] for record in records])}
 
+    def noise(self, count: int) -> Batch:
+        return {"series": torch.randn(count, self.samples)}
+
     def length(self, record: Record) -> int:
         return 1
 
