@@ -34,6 +34,11 @@ def backprop(model: nn.Module, closure: Closure, accelerator: Any) -> Tensor:
     return loss.detach()
 
 
+def without_gradient(model: nn.Module, closure: Closure, accelerator: Any) -> Tensor:
+    """The loss alone."""
+    return closure().detach()
+
+
 @dataclass(frozen=True)
 class RandomGradientFree:
     r"""One-sided random directions: $\hat g = \frac{d}{q} \sum_j \frac{F(w + \beta u_j) - F(w)}{\beta} u_j$, u on the unit

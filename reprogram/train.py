@@ -18,7 +18,7 @@ from reprogram.batching import bucketed_batches
 from reprogram.errors import BudgetError, DataError
 from reprogram.features import column, features_of, move, no_text, source_features, target_tensor
 from reprogram.files import atomic_file
-from reprogram.gradient import GradientStep, backprop
+from reprogram.gradient import GradientStep, backprop, without_gradient
 from reprogram.mapping import probabilities
 from reprogram.model import Reprogrammed
 from reprogram.objectives import Loss, Optimizer, adam, cosine, supervised
@@ -231,10 +231,11 @@ class Loop:
 
         self.model.train()  # programs with dropout or noise; the source stays in eval mode
         try:
-            loss = self.gradient(self.model, closure, self.accelerator)
+            parameters = [p for _, p in self.model.trainable()]
+            step = self.gradient if parameters else without_gradient  # a solved map behind no program has nothing to learn
+            loss = step(self.model, closure, self.accelerator)
         finally:
             self.model.eval()
-        parameters = [p for _, p in self.model.trainable()]
         if world > 1:  # the program is tiny: reduce its gradients directly, the exact sum over the global batch
             for p in parameters:
                 p.grad = self.accelerator.reduce(torch.zeros_like(p) if p.grad is None else p.grad, "sum")
