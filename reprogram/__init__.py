@@ -7,26 +7,30 @@ import warnings
 from pathlib import Path
 
 from reprogram.config import build, to_spec
-from reprogram.errors import DataError
+from reprogram.errors import BudgetError, DataError
 from reprogram.forest import ForestMap
 from reprogram.gaussian_process import GaussianProcess
+from reprogram.label_map import LabelMap
 from reprogram.mapping import LinearMap
 from reprogram.model import Reprogrammed
 from reprogram.objectives import adam, evidence, momentum, supervised
 from reprogram.programs import Dictionary, FreeEmbeddings, GraphDelta, Identity, SoftPrompt, vocabulary
 from reprogram.recipes import adapt
+from reprogram.selection import select
 from reprogram.side_by_side import Parallel, SideBySide
-from reprogram.sources import Source, catalogue, load
+from reprogram.sources import BlackBox, Source, catalogue, load
 from reprogram.stack import Stack
-from reprogram.train import History, fit, predict
+from reprogram.surrogate import prime
+from reprogram.train import History, fit, predict, refresh
 from reprogram.trainer import trainer_collator, trainer_rows
 
 __version__ = "0.1.0"
 __all__ = [
-    "DataError", "Dictionary", "ForestMap", "FreeEmbeddings", "GaussianProcess", "GraphDelta", "History", "Identity", "LinearMap",
-    "Parallel", "ReprogramClassifier", "ReprogramRegressor", "Reprogrammed", "SideBySide", "SoftPrompt", "Source", "Stack", "adam", "adapt", "build", "catalogue", "evidence",
-    "fit", "load", "momentum", "predict", "supervised", "to_spec", "trainer_collator",
-    "trainer_rows", "vocabulary",
+    "BlackBox", "BudgetError", "DataError", "Dictionary", "ForestMap", "FreeEmbeddings", "GaussianProcess",
+    "GraphDelta", "History", "Identity", "LabelMap", "LinearMap", "Parallel", "ReprogramClassifier",
+    "ReprogramRegressor", "Reprogrammed", "SideBySide", "SoftPrompt", "Source", "Stack", "adam", "adapt",
+    "build", "catalogue", "evidence", "fit", "load", "momentum", "predict", "prime", "refresh", "select",
+    "supervised", "to_spec", "trainer_collator", "trainer_rows", "vocabulary",
 ]  # fmt: skip
 
 for _name in ("adversarial", "certify", "tasks"):

@@ -232,7 +232,9 @@ class Loop:
         self.model.train()  # programs with dropout or noise; the source stays in eval mode
         try:
             parameters = [p for _, p in self.model.trainable()]
-            step = self.gradient if parameters else without_gradient  # a solved map behind no program has nothing to learn
+            step = (
+                self.gradient if parameters else without_gradient
+            )  # a solved map behind no program has nothing to learn
             loss = step(self.model, closure, self.accelerator)
         finally:
             self.model.eval()

@@ -89,8 +89,8 @@ def methods(
     found = [*kit.own(), *kit.tuned()]
     if modality == "molecules":
         found = [*kit.picked("fast" if auto else "slow"), *kit.own(), *kit.molecules(), *kit.tuned()]
-    elif modality in ("peptides", "images"):
-        found[-2:-2] = kit.peptides() if modality == "peptides" else kit.images()
+    elif modality in ("images", "series", "peptides"):
+        found[-2:-2] = getattr(kit, modality)()
     return {method.name: method for method in found}
 
 
@@ -158,6 +158,17 @@ class Kit:
         return [
             self.fixed("ridge-pixels", "baseline", [Learner((pixels,), ridge)], "16×16 grey pixels, ridge"),
             self.fixed("forest-pixels", "baseline", [Learner((pixels,), forest)], "16×16 grey pixels, random forest"),
+        ]  # fmt: skip
+
+    def series(self) -> list[Method]:
+        """What a user of aeon would fit."""
+        from tasks.series import neighbour, rocket, sample_source
+
+        samples = sample_source()
+        return [
+            self.fixed("ridge-samples", "baseline", [Learner((samples,), ridge)], "64 samples, ridge"),
+            Method("dtw", "baseline", lambda task, seed: Prediction(tidy(task.kind, neighbour(task))), "fast", "nearest neighbour, time warping"),
+            Method("rocket", "baseline", lambda task, seed: Prediction(tidy(task.kind, rocket(task, seed))), "fast", "random convolutions, ridge"),
         ]  # fmt: skip
 
     def tuned(self) -> list[Method]:

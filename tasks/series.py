@@ -1,0 +1,120 @@
+"""Series tasks: the UCR sets that come inside aeon, any .ts file, and what needs no source."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from reprogram.errors import DataError
+from reprogram.sources import FeatureCodec, Features, Source
+from tasks.arrays import from_arrays
+from tasks.task import Task
+
+INSTALL = "pip install aeon"
+NAMES = {  # the folder in aeon, and which of its files where there are several
+    "acsf1": "ACSF1", "arrowhead": "ArrowHead", "basicmotions": "BasicMotions", "gunpoint": "GunPoint",
+    "italypowerdemand": "ItalyPowerDemand", "japanesevowels": "JapaneseVowels", "osuleaf": "OSULeaf",
+    "pickupgesture": "PickupGestureWiimoteZ",
+}  # fmt: skip
+
+
+def folder() -> Path:
+    """Where aeon keeps its sets. Raises DataError with the command that brings it."""
+    spec = find_spec("aeon")
+    if spec is None or not spec.submodule_search_locations:
+        raise DataError(f"expected the series that come with aeon, got none; run: {INSTALL}")
+    return Path(next(iter(spec.submodule_search_locations))) / "datasets" / "data"
+
+
+def ucr(name: str, *, seed: int = 0, **options: Any) -> Task:
+    """A set of the UCR archive by name, lower case, with its published train and test parts; a tenth of train validates.
+
+    Reference: Dau et al., "The UCR Time Series Archive", 2019, arXiv:1810.07758.
+    Raises: DataError for a name that is not bundled, or when aeon is absent.
+    """
+    if name not in NAMES:
+        raise DataError(f"expected a series task among {', '.join(NAMES)}, got {name!r}; read other sets by from_ts")
+    files = [folder() / NAMES[name] / f"{NAMES[name]}_{part}.ts" for part in ("TRAIN", "TEST")]
+    source = "UCR time series archive, arXiv:1810.07758"
+    return from_ts(*files, seed=seed, **{"name": name, "source": source} | options)
+
+
+def from_ts(train: str | Path, test: str | Path, *, seed: int = 0, **options: Any) -> Task:
+    """A classification task from two .ts files; series may differ in length, channels are kept.
+
+    Raises: DataError when aeon is absent or a file cannot be read.
+    """
+    try:
+        from aeon.datasets import load_from_ts_file
+    except ImportError as error:
+        raise DataError(f"expected aeon to read series, got none; run: {INSTALL}") from error
+    inputs: list[Any] = []
+    labels: list[str] = []
+    words: list[str] = []
+    for word, file in (("train", train), ("test", test)):
+        try:
+            x, y = load_from_ts_file(str(file))
+        except (OSError, ValueError, IndexError) as error:
+            raise DataError(f"expected a .ts file with class labels, got {file} ({error})") from error
+        inputs += [np.asarray(series, dtype=np.float32) for series in x]
+        labels += [f"class {label}" for label in y]
+        words += [word] * len(y)
+    options = {"name": Path(train).stem.removesuffix("_TRAIN"), "split": words} | options
+    return from_arrays(inputs, labels, modality="series", seed=seed, **options)
+
+
+def sample_source(length: int = 64) -> Source:
+    """Standardised samples, each series stretched to one length, channels averaged: what needs no source."""
+    from reprogram.sources.series import SeriesCodec
+
+    codec = SeriesCodec(length)
+    return Source(
+        Features([f"sample {i}" for i in range(length)]),
+        FeatureCodec(lambda inputs: np.stack([r["series"].numpy() for r in codec.encode(inputs)])),
+        name="samples", takes="features", width=length,
+    )  # fmt: skip
+
+
+def padded(inputs: list[np.ndarray]) -> np.ndarray:
+    """(n, C, L) series of one length, the shorter ones stretched: what aeon's classifiers take."""
+    length = max(series.shape[1] for series in inputs)
+    grid = np.linspace(0, 1, length)
+    return np.stack(
+        [
+            np.stack([np.interp(grid, np.linspace(0, 1, len(channel)), channel) for channel in series])
+            for series in inputs
+        ]
+    )
+
+
+def neighbour(task: Task) -> np.ndarray:
+    """Class probabilities of the test part by one nearest neighbour under dynamic time warping, a tenth as the window."""
+    from aeon.classification.distance_based import KNeighborsTimeSeriesClassifier
+
+    (x, y), z = task.part("train"), task.part("test")[0]
+    whole = padded([*x, *z])
+    model = KNeighborsTimeSeriesClassifier(distance="dtw", distance_params={"window": 0.1}, n_neighbors=1)
+    return every_class(model.fit(whole[: len(x)], y.astype(int)), whole[len(x) :], len(task.classes))
+
+
+def rocket(task: Task, seed: int) -> np.ndarray:
+    """Class probabilities of the test part by ROCKET, 10,000 random convolutions and a ridge.
+
+    Reference: Dempster, Petitjean & Webb, "ROCKET", Data Mining and Knowledge Discovery 2020, arXiv:1910.13051.
+    """
+    from aeon.classification.convolution_based import RocketClassifier
+
+    (x, y), z = task.part("train"), task.part("test")[0]
+    whole = padded([*x, *z])
+    model = RocketClassifier(random_state=seed)
+    return every_class(model.fit(whole[: len(x)], y.astype(int)), whole[len(x) :], len(task.classes))
+
+
+def every_class(model: Any, x: np.ndarray, count: int) -> np.ndarray:
+    """Probabilities with a column for every class, also for one that training never saw."""
+    found = np.zeros((len(x), count))
+    found[:, model.classes_.astype(int)] = model.predict_proba(x)
+    return found
