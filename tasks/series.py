@@ -59,6 +59,8 @@ def from_ts(train: str | Path, test: str | Path, *, seed: int = 0, **options: An
             x, y = load_from_ts_file(str(file))
         except (OSError, ValueError, IndexError) as error:
             raise DataError(f"expected a .ts file with class labels, got {file} ({error})") from error
+        if len(y) == 0:
+            raise DataError(f"expected a .ts file with class labels, got no series in {file}")
         inputs += [np.asarray(series, dtype=np.float32) for series in x]
         labels += [f"class {label}" for label in y]
         words += [word] * len(y)

@@ -149,3 +149,39 @@ def test_whole_numbers_are_classes_and_fractions_are_values():
     assert from_arrays(X, [0, 1, 5] * 4).classes == ("0", "1", "5")
     assert from_arrays(X, np.linspace(0, 1, 12)).kind == "regression"
     assert from_arrays(X, [True, False] * 6).classes == ("False", "True")
+
+
+@pytest.mark.parametrize(
+    "name, train, test, classes", [("gunpoint", 50, 150, 2), ("japanesevowels", 270, 370, 9), ("acsf1", 100, 100, 10)]
+)
+def test_ucr_sets_keep_their_published_parts(name, train, test, classes):
+    pytest.importorskip("aeon")
+    from tasks.series import ucr
+
+    task = ucr(name)
+    assert len(task.split["train"]) + len(task.split["validation"]) == train
+    assert (len(task.split["test"]), len(task.classes)) == (test, classes)
+    assert all(series.ndim == 2 and np.isfinite(series).all() for series in task.inputs)
+
+
+def test_series_baselines_reach_what_is_published():
+    # nearest neighbour under time warping makes 9 % errors on GunPoint without a window (UCR archive), fewer with one
+    pytest.importorskip("aeon")
+    from tasks.series import neighbour, padded, ucr
+
+    task = ucr("gunpoint")
+    assert (neighbour(task).argmax(1) == task.part("test")[1]).mean() > 0.9
+    assert padded([np.ones((2, 3)), np.ones((2, 7))]).shape == (2, 2, 7)
+
+
+def test_series_files_that_are_none_are_one_sentence(tmp_path):
+    pytest.importorskip("aeon")
+    from tasks.series import from_ts, ucr
+
+    with pytest.raises(DataError, match="a series task among"):
+        ucr("nothing")
+    (tmp_path / "a.ts").write_text("no series here")
+    with pytest.raises(DataError, match="file with class labels"):
+        from_ts(tmp_path / "a.ts", tmp_path / "a.ts")
+    with pytest.raises(DataError, match="file with class labels"):
+        from_ts(tmp_path / "b.ts", tmp_path / "b.ts")
