@@ -258,7 +258,7 @@ def test_without_network_averages_and_keeps_nothing_pretrained(tiny_source):
         assert out[row, -1] == pytest.approx(np.log(len(record["input_ids"])))
     assert (bare.embedding - tiny_source.embedding).abs().amax(1).min() > 0.01
     torch.testing.assert_close(bare.embedding, without_network(tiny_source, seed=1).embedding)
-    with pytest.raises(DataError, match="tokens or graphs"):
+    with pytest.raises(DataError, match="a source with a network"):
         without_network(wrapped("plane"))
 
 
