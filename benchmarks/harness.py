@@ -51,11 +51,12 @@ def save_rows(path: Path, rows: list[dict]) -> None:
 
 def measure(
     name: str, options: argparse.Namespace, cells: Sequence[Cell], task_of: Callable[[Cell], Task],
-    methods_of: Callable[[Cell], Sequence[Method]],
+    methods_of: Callable[[Cell], Sequence[Method]], facts_of: Callable[[Cell, str], dict] = lambda cell, method: {},
 ) -> list[dict]:  # fmt: skip
     """Measure what is missing of this shard's cells; returns every row of every shard.
 
-    A cell is plain facts with a seed; each of its methods becomes one row with these facts, metrics and seconds.
+    A cell is plain facts with a seed; each of its methods becomes one row with these facts, metrics and seconds, and what
+    `facts_of` adds when it has run.
     """
     torch.set_num_threads(1)
     label = "quick" if options.quick else options.shard.replace("/", "of")
@@ -82,7 +83,7 @@ def measure(
                 "trainable": row.trainable,
                 "error": row.error,
             }
-            rows.append(cell | sizes | facts | values)
+            rows.append(cell | sizes | facts | facts_of(cell, row.method) | values)
         save_rows(path, rows)
         shown = ", ".join(f"{r.method} {r.metrics[result.metric].value:.3f}" for r in result.ranked())
         print(" ".join(f"{key} {value}" for key, value in cell.items()), "|", shown, flush=True)

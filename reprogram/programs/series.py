@@ -83,7 +83,9 @@ class Patches(nn.Module):
     Shapes: series (B, C, L) -> inputs_embeds (B, C P, D), P = ⌊(L - patch) / stride⌋ + 2. Trainable: W (`prototypes` × V,
     V words drawn once from the source's), the patch embedding, three projections and one back to D.
     Reference: Jin et al., "Time-LLM: Time Series Forecasting by Reprogramming Large Language Models", ICLR 2024,
-    arXiv:2310.01728. Differs from the paper: W reads `words` rows of E instead of all; no text prefix; all in float32.
+    arXiv:2310.01728. Differs from the paper: queries and keys are compared by cosine with a learned sharpness, because
+    with a fresh layer their plain products are so small that every patch gets the same answer; tokens have the size of the
+    source's own embeddings; W reads `words` rows of E instead of all; no text prefix; all in float32.
     """
 
     def __init__(
@@ -116,6 +118,8 @@ class Patches(nn.Module):
             self.query = nn.Linear(self.width, self.width)
             self.key, self.value = nn.Linear(depth, self.width), nn.Linear(depth, self.width)
             self.out = nn.Linear(self.width, depth)
+            self.sharpness = nn.Parameter(torch.tensor(5.0))
+            self.size = nn.Parameter(table.square().mean().sqrt())
 
     def encode(self, inputs: Sequence[Any]) -> list[Record]:
         records = []
@@ -141,13 +145,12 @@ class Patches(nn.Module):
 
     def forward(self, batch: Batch) -> Batch:
         asked = self.split(self.query(self.embed(batch["patches"])))  # (B, heads, P, width / heads)
-        words = self.mix(self.vocabulary.T).T  # (prototypes, D)
+        words = F.layer_norm(self.mix(self.vocabulary.T).T, self.vocabulary.shape[1:])  # (prototypes, D)
         keys, values = (self.split(layer(words)[None]) for layer in (self.key, self.value))
-        answered = F.scaled_dot_product_attention(
-            asked, keys.expand(len(asked), -1, -1, -1), values.expand(len(asked), -1, -1, -1),
-            dropout_p=self.dropout if self.training else 0.0,
-        )  # fmt: skip
-        tokens = self.out(answered.transpose(1, 2).flatten(2))
+        alike = F.normalize(asked, dim=-1) @ F.normalize(keys, dim=-1).transpose(-1, -2)
+        chosen = F.dropout((self.sharpness * alike).softmax(-1), self.dropout, self.training)
+        tokens = self.out((chosen @ values).transpose(1, 2).flatten(2))
+        tokens = self.size * F.layer_norm(tokens, tokens.shape[-1:])
         mask = batch["attention_mask"]
         start = self.before.expand(len(tokens), -1, -1)
         return {
