@@ -11,7 +11,6 @@ stopped run goes on where it was. Selection inside a method uses its training ro
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import time
 from itertools import product
@@ -19,16 +18,14 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.harness import RESULTS, load_rows, save_rows
 from benchmarks.summary import summarise
-from reprogram.files import atomic_file
-from reprogram.model import versions
 from tasks.baselines import compare, methods, selected
 from tasks.features import FeatureTable
 from tasks.molecules import load_task, resplit
 from tasks.runs import accepted_by
 from tasks.task import Task
 
-RESULTS = Path(__file__).parent / "results"
 TASKS, SPLITS, SIZES, SEEDS = (
     ("freesolv", "solubility", "b3db"),
     ("scaffold", "random"),
@@ -80,18 +77,6 @@ def names(chosen: list[str], source: str) -> list[str]:
     if source in TOKEN_SOURCES:
         return ["reprogrammed", "no-program", "linear-probe", "random-weights", "no-source"]
     return [*(m.name for m in selected(known, "fast")), "auto", "auto-frozen"]
-
-
-def load_rows(path: Path) -> list[dict]:
-    """Rows measured so far."""
-    return json.loads(path.read_text())["rows"] if path.is_file() else []
-
-
-def save_rows(path: Path, rows: list[dict]) -> None:
-    """All rows with the versions and the machine's cores, whole or not at all."""
-    facts = {"versions": versions(), "cores": os.cpu_count(), "threads": torch.get_num_threads(), "rows": rows}
-    with atomic_file(path) as writing:
-        writing.write_text(json.dumps(facts, indent=0) + "\n")
 
 
 def run(options: argparse.Namespace, path: Path) -> None:

@@ -143,6 +143,7 @@ def select(
 
 
 def progress_bar(total: int, done: int, shown: bool) -> Any:
+    """tqdm over candidates."""
     from tqdm.auto import tqdm
 
     return tqdm(total=total, initial=min(done, total), desc="select", unit="run", disable=not shown)

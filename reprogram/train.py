@@ -6,6 +6,7 @@ import copy
 import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -110,41 +111,38 @@ def fit(
     set_seed(seed)
     start_trackers(loop.accelerator)
     history, best, first_step = loop.resume(checkpoint_dir)
-    bar = progress_bar(loop, history, progress)
-    for epoch in range(len(history.epochs), 0 if history.stopped else epochs):
-        try:
+    bar, resumed = progress_bar(loop, history, progress), bool(history.epochs or first_step)
+    try:
+        for epoch in range(len(history.epochs), 0 if history.stopped else epochs):
             total = loop.run_epoch(epoch, first_step, checkpoint_dir, checkpoint_every, history, best, bar)
+            first_step = 0
             row = {"epoch": epoch, "train_loss": total}
             if "validation" in data:
                 loop.refit()
                 row["validation_loss"] = loop.validation_loss()
-        except BudgetError as error:
-            if not loop.taken:
-                raise
-            history.stopped = f"no budget left ({error})"
-            break
-        first_step = 0
-        history.epochs.append(row)
-        loop.accelerator.log({k: v for k, v in row.items() if k != "epoch"}, step=epoch)
-        bar.set_postfix({k: f"{v:.3f}" for k, v in row.items() if k != "epoch"})
-        if "validation" not in data:
-            history.best_epoch = epoch
-        elif row["validation_loss"] < best["loss"]:
-            best.update(loss=row["validation_loss"], state=copy.deepcopy(model.learned_state()))
-            history.best_epoch = epoch
-        state = Training(model, epoch, history, loop.training_features, loop.refit)
-        for hook in hooks:
-            hook(state)
-        waited = epoch - history.best_epoch
-        if state.stop or (patience is not None and waited >= patience):
-            history.stopped = "hook" if state.stop else f"no better validation loss for {patience} epochs"
-        loop.checkpoint(checkpoint_dir, history, best, step=0)
-        if history.stopped:
-            break
+            history.epochs.append(row)
+            loop.accelerator.log({k: v for k, v in row.items() if k != "epoch"}, step=epoch)
+            bar.set_postfix({k: f"{v:.3f}" for k, v in row.items() if k != "epoch"})
+            if "validation" not in data:
+                history.best_epoch = epoch
+            elif row["validation_loss"] < best["loss"]:
+                best.update(loss=row["validation_loss"], state=copy.deepcopy(model.learned_state()))
+                history.best_epoch = epoch
+            state = Training(model, epoch, history, loop.training_features, loop.refit)
+            for hook in hooks:
+                hook(state)
+            waited = epoch - history.best_epoch
+            if state.stop or (patience is not None and waited >= patience):
+                history.stopped = "hook" if state.stop else f"no better validation loss for {patience} epochs"
+            loop.checkpoint(checkpoint_dir, history, best, step=0)
+            if history.stopped:
+                break
+    except BudgetError as error:  # in a step, a validation or a hook
+        if not (loop.taken or resumed):
+            raise
+        history.stopped = f"no budget left ({error})"
     bar.close()
-    if best["state"] is not None:
-        model.load_learned_state(best["state"])
-    loop.finish()
+    loop.finish(best["state"])
     return history
 
 
@@ -272,14 +270,13 @@ class Loop:
             self.known = self.taken, features_of(self.model, records, self.accelerator)
         return self.known[1], column(y, self.model.mapping.kind)
 
-    def finish(self) -> None:
-        """Solve the map for the program that was kept, which need not be the last."""
-        self.known = None
-        try:
+    def finish(self, best: dict[str, Tensor] | None) -> None:
+        """Go back to the best epoch, if validation chose one, and solve the map for it."""
+        if best is not None:
+            self.model.load_learned_state(best)
+        self.known = None  # also the last hook may have changed the model
+        with suppress(BudgetError):  # with the budget spent the map stays as that epoch left it
             self.refit()
-        except BudgetError:
-            if not self.taken:
-                raise  # with the budget spent the map stays as the last epoch left it
 
     def refit(self) -> None:
         """Solve the map again, if it is one to solve: on the CPU, where scikit-learn and scipy work in float64."""

@@ -15,6 +15,7 @@ from tasks.arrays import from_arrays
 from tasks.task import Task
 
 AMINO_ACIDS = tuple("ACDEFGHIKLMNPQRSTVWY")
+SCALES = 110  # numbers per sequence in `descriptors`
 INSTALL = "pip install --no-deps modlamp"
 
 
@@ -75,12 +76,6 @@ def composition_source() -> Source:
 
 
 def descriptor_source() -> Source:
-    """`descriptors` as a frozen source of features."""
-    width = descriptors(["ACDEFGHIKL"]).shape[1]
-    return Source(
-        Features([f"scale {i}" for i in range(width)]),
-        FeatureCodec(descriptors),
-        name="peptides",
-        takes="features",
-        width=width,
-    )
+    """`descriptors` as a frozen source of features; the package is only needed when features are asked for."""
+    names = [f"scale {i}" for i in range(SCALES)]
+    return Source(Features(names), FeatureCodec(descriptors), name="peptides", takes="features", width=SCALES)

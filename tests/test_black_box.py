@@ -20,7 +20,7 @@ from reprogram.programs import Pad
 from reprogram.sources import BlackBox, Source
 from reprogram.sources.ledger import Ledger
 from reprogram.sources.remote import Endpoint
-from reprogram.train import fit
+from reprogram.train import fit, refresh
 
 
 class Counting:
@@ -188,6 +188,22 @@ def test_training_ends_where_the_budget_does(pixel_source, pictures):
     assert 1 <= len(history.epochs) < 100
     assert source.network.queries <= 500
     assert all(p.isfinite().all() for _, p in model.trainable())
+
+
+def test_a_budget_that_ends_in_a_hook_or_before_a_resumed_run_keeps_what_was_learned(pixel_source, pictures, tmp_path):
+    options = {"cache": tmp_path / "ledger.db", "budget": 400}
+    found = []
+    for _ in range(2):  # the second run starts with nothing left
+        source = as_source(locally(pixel_source), pixel_source, **options)
+        model = Reprogrammed(Pad(image_size=16), source, LabelMap(8, 3, method="iterative"))
+        history = train(
+            model, pictures, epochs=100, hooks=[refresh], checkpoint_dir=tmp_path / "run", checkpoint_every=1
+        )
+        assert "no budget left" in history.stopped
+        assert len(history.epochs) >= 1
+        found.append(len(history.epochs))
+    assert source.network.queries <= 400
+    assert found[0] == found[1] or found[0] == found[1] + 1  # an epoch cut off in its hook is not in the checkpoint
 
 
 def test_a_budget_too_small_for_one_step_is_one_sentence(pixel_source, pictures):

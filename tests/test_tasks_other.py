@@ -1,5 +1,7 @@
 """Tasks of images, peptides and tables: read, split, and refused in one sentence."""
 
+import sys
+
 import numpy as np
 import pytest
 
@@ -99,6 +101,18 @@ def test_peptides_hold_no_repeats():
     np.testing.assert_allclose(
         features[:, :20].sum(1), [sum(c in AMINO_ACIDS for c in s) / len(s) for s in task.inputs[:50]], rtol=1e-5
     )
+
+
+def test_an_absent_package_costs_one_row_of_the_comparison(monkeypatch):
+    from tasks.baselines import compare
+
+    task = sized(antimicrobial(), {"test": 60}).subset(30)
+    for absent in (False, True):
+        if absent:
+            monkeypatch.setitem(sys.modules, "peptides", None)
+        found = compare(task, source="minilm", include=["ridge-descriptors", "ridge-composition"], progress=False)
+        assert bool(found["ridge-composition"].metrics)
+        assert ("pip install peptides" in found["ridge-descriptors"].error) == absent
 
 
 @pytest.mark.parametrize("name", TABLES)

@@ -23,7 +23,7 @@ class Endpoint:
 
     With `format="json"` the body is `{"inputs": [...]}`, nested lists, and the answer a list of rows or a mapping with one
     under "outputs", "probabilities", "logits" or "predictions". With `format="npy"` body and answer are NumPy files,
-    ten times smaller for images. `headers` may carry a token; `timeout` is in seconds.
+    several times smaller for images. `headers` may carry a token; `timeout` is in seconds.
 
     Raises: Unanswered for time-outs, dropped connections, rate limits (with the seconds of Retry-After) and answers that
     are no numbers; DataError for an address that will never answer.
