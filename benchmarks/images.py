@@ -33,7 +33,7 @@ from tasks.task import Task
 TASKS: dict[str, Callable[..., Task]] = {"digits": digits, "fashion-mnist": fashion_mnist}
 SIDE, EPOCHS, TEST = 64, 60, 700
 MAPS = ("random", "frequency", "iterative", "bayesian", "bayesian+", "linear")
-PROGRAMS = ("pad", "full", "mask", "resize", "affine", "strip")
+PROGRAMS = ("pad", "full", "mask")
 SOURCES: dict[str, Source] = {}
 
 

