@@ -23,10 +23,19 @@ from reprogram.programs import Identity
 from reprogram.readout import folds, stack_weights
 from reprogram.side_by_side import Parallel, SideBySide
 from reprogram.sources import Source, catalogue, load
+from reprogram.sources.images import as_image
 from reprogram.stack import SHRINK, Stack, unit_scale
 from reprogram.train import History, default_accelerator, fit
 
-SOURCES = ("minimol", "descriptors", "morgan")
+SOURCES = {
+    "molecules": ("minimol", "descriptors", "morgan"),
+    "peptides": ("minilm",),
+    "reactions": ("rxnfp",),
+    "texts": ("minilm",),
+    "images": ("efficientnet-lite0",),
+    "series": ("crepe-tiny",),
+    "tables": ("efficientnet-lite0",),
+}
 STEPS, FULL_BATCH, FEW_ROWS = 20, 256, 100
 LEFT_OUT = "the program was left out, because its readouts did not predict held-out rows better than the untouched ones"
 SMALL, FOLDS_SMALL, FOLDS = 100, 3, 2  # few rows cannot spare half of them; many rows make each fold expensive
@@ -40,6 +49,7 @@ def adapt_auto(
     sources: Sequence[Source] | None = None,
     outputs: int | None = None,
     reprogrammed: bool = True,
+    modality: str | None = None,
     epochs: int | None = None,
     seed: int = 0,
     progress: bool = True,
@@ -56,7 +66,7 @@ def adapt_auto(
     Args as in `adapt`; `sources` replaces the default ones and `reprogrammed=False` leaves the program out (the control
     that shows what reprogramming adds). Raises DataError when fewer than ten labelled rows are given.
     """
-    sources = list(sources) if sources is not None else default_sources()
+    sources = list(sources) if sources is not None else default_sources(modality=modality, inputs=inputs)
     inputs, y = list(inputs), target_tensor(y, kind)
     if len(y) < 10:
         raise DataError(
@@ -65,7 +75,7 @@ def adapt_auto(
     if not sources:
         raise DataError("expected at least one source, got none; `reprogram sources` has the commands that bring them")
     accelerator = accelerator or default_accelerator()
-    plan = Plan(sources, kind, outputs or count_outputs(kind, y), reprogrammed)
+    plan = Plan(sources, kind, outputs or count_outputs(kind, y), reprogrammed, modality)
     options = {"epochs": epochs, "seed": seed, "progress": progress, "accelerator": accelerator}
     branches = Branches(plan, inputs, y, checkpoint_dir, options)
     readouts = [*plan.untouched(), *plan.programmed()]
@@ -119,11 +129,33 @@ class Branches:
         return found
 
 
-def default_sources(load: Callable[[str], Source] = load) -> list[Source]:
-    """The molecule sources whose weights are present, with ChemNet in the place of an absent MiniMol."""
-    present = {info.name for info in catalogue() if info.present}
-    names = SOURCES if "minimol" in present else ("chemnet", *SOURCES)
-    return [load(name) for name in names if name in present]
+def default_sources(
+    load: Callable[..., Source] = load, modality: str | None = None, inputs: Sequence[Any] = ()
+) -> list[Source]:
+    """The usual sources of a modality whose weights are present: for molecules ChemNet in the place of an absent MiniMol,
+    for images and tables at a size that fits `inputs`.
+
+    Raises: DataError with the command where none is present.
+    """
+    modality = modality or "molecules"
+    if modality not in SOURCES:
+        raise DataError(
+            f"expected a modality among {', '.join(SOURCES)} for source 'auto', got '{modality}'; name a source"
+        )
+    known = {info.name: info for info in catalogue()}
+    names = SOURCES[modality]
+    if modality == "molecules" and not known["minimol"].present:
+        names = ("chemnet", *names)
+    if not any(known[name].present for name in names):
+        raise DataError(f"expected a source for {modality}, got none on this machine; run: {known[names[0]].install}")
+    options = {"size": fitting_size(inputs if modality == "images" else ())} if names == ("efficientnet-lite0",) else {}
+    return [load(name, **options) for name in names if known[name].present]
+
+
+def fitting_size(images: Sequence[Any], looks: int = 32) -> int:
+    """The side at which the largest of the first images loses nothing, from 64 to 224 pixels: costs grow with its square."""
+    sides = [max(as_image(value, row).shape[1:]) for row, value in enumerate(images[:looks])]
+    return int(np.clip(32 * -(-max(sides, default=0) // 32), 64, 224))
 
 
 def train_program(
@@ -134,7 +166,7 @@ def train_program(
     if plan.kind != "classification":  # a column without a label on these rows has nothing to say
         y = y[:, ~np.isnan(y).all(0)]
         outputs = y.shape[1]
-    program = build_program("auto", plan.target, inputs, seed)
+    program = build_program("auto", plan.target, inputs, seed, plan.modality)
     model = Reprogrammed(program, plan.target, GaussianProcess(plan.target.width, outputs, kind=plan.kind, tune=False))
     history = fit(model, {"train": (inputs, y)}, **by_evidence(plan.target, len(inputs), epochs), seed=seed, **options)
     return program.requires_grad_(False), history
@@ -168,7 +200,10 @@ def count_outputs(kind: str, y: Any) -> int:
 class Plan:
     """Which sources stand side by side and which readouts are stacked over them."""
 
-    def __init__(self, sources: list[Source], kind: Kind, outputs: int, reprogrammed: bool):
+    def __init__(
+        self, sources: list[Source], kind: Kind, outputs: int, reprogrammed: bool, modality: str | None = None
+    ):
+        self.modality = modality
         self.sources, self.kind, self.outputs = sources, kind, outputs
         self.target = next((s for s in sources if programmable(s)), None) if reprogrammed else None
         self.all = [*sources, *([self.target] if self.target is not None else [])]  # the programmed branch comes last

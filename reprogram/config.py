@@ -43,6 +43,8 @@ def buildable(maker: M) -> M:
 def to_spec(value: Any) -> Any:
     """`value` as JSON-able data: a configurable object becomes `{"_target_": "package.module.Class", **arguments}`."""
     arguments = getattr(value, "_arguments", None)
+    if isinstance(spec := getattr(value, "spec", None), dict):  # a source, by how it was loaded
+        return spec
     if isinstance(arguments, dict):
         target = f"{type(value).__module__}.{type(value).__qualname__}"
         return {"_target_": target, **{key: to_spec(item) for key, item in arguments.items()}}

@@ -61,7 +61,17 @@ PROGRAMS: dict[str, Make] = {
     # series
     "series": lambda inputs, seed: SeriesPad(),
 }
-AUTO = {"graph": "delta", "tokens": "free", "image": "full", "series": "series"}
+AUTO = {"graph": "delta", "tokens": "free", "image": "full", "series": "series"}  # by what the source takes
+BRIDGES = {  # by what the inputs are and what the source takes, where these differ or another program is usual
+    ("texts", "tokens"): "prompt",
+    ("series", "tokens"): "patches",
+    ("tables", "tokens"): "words",
+    ("tables", "image"): "canvas",
+    **{(sequences, "image"): "grid" for sequences in ("molecules", "peptides", "reactions", "texts")},
+}
+NATIVE = {  # what a source reads without a program
+    "graph": ("molecules",), "tokens": ("molecules", "peptides", "reactions", "texts"), "image": ("images",), "series": ("series",),
+}  # fmt: skip
 MAPPINGS = ("gp", "linear", "ridge", *(method for method in METHODS if method != "text"))
 
 
@@ -70,17 +80,32 @@ def programmable(source: Source) -> bool:
     return source.differentiable and source.takes in AUTO and (source.takes != "tokens" or source.embedding is not None)
 
 
-def build_program(program: str | nn.Module, source: Source, inputs: Sequence[Any], seed: int) -> nn.Module:
+def native(source: Source, modality: str | None) -> bool:
+    """Whether `source` reads inputs of that modality as they are; None is whatever it was made for."""
+    return modality is None or modality in NATIVE.get(source.takes, (modality,))
+
+
+def default_program(source: Source, modality: str | None = None) -> str:
+    """The usual program in front of `source` for inputs of that modality; None is whatever the source was made for."""
+    if not programmable(source):
+        return "none"
+    return BRIDGES.get((modality or "", source.takes), AUTO[source.takes])
+
+
+def build_program(
+    program: str | nn.Module, source: Source, inputs: Sequence[Any], seed: int, modality: str | None = None
+) -> nn.Module:
     """A program by name, with the vocabulary or the moments of the training inputs where it needs them.
 
-    "auto" is the one for what the source takes: "delta", "free", "full" or "series", or "none".
+    "auto" is `default_program`: for what the source takes "delta", "free", "full" or "series", for natural language
+    "prompt", and what bridges inputs and source of different kinds.
     """
     if isinstance(program, nn.Module):
         if not hasattr(program, "bind"):
             raise DataError(f"expected a program, got {type(program).__name__}; see reprogram.programs")
         return program
     if program == "auto":
-        program = AUTO[source.takes] if programmable(source) else "none"
+        program = default_program(source, modality)
     if program not in PROGRAMS:
         raise DataError(f"expected program to be one of auto, {', '.join(PROGRAMS)}, got '{program}'")
     return PROGRAMS[program](inputs, seed)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +14,24 @@ from reprogram.errors import DataError
 from reprogram.features import no_text, target_tensor
 from reprogram.forest import ForestMap
 from reprogram.gaussian_process import GaussianProcess
+from reprogram.gradient import CMAES, SPSA, CoordinateWise, GradientStep, RandomGradientFree
 from reprogram.label_map import LabelMap
 from reprogram.model import Reprogrammed
-from reprogram.objectives import adam, supervised
-from reprogram.parts import MAPPINGS, build_mapping, build_program
+from reprogram.objectives import Optimizer, adam, cma_rates, spsa_rates, supervised
+from reprogram.parts import AUTO, MAPPINGS, build_mapping, build_program, native
 from reprogram.sources import Source, load
 from reprogram.stack import Stack
 from reprogram.train import History, fit, refresh
 
+STEPS: dict[
+    str, tuple[Callable[[], GradientStep], Optimizer, float]
+] = {  # a step, its rates, the largest gradient norm
+    "rgf": (lambda: RandomGradientFree(directions=5, radius=0.01), adam(program=3e-2), 1.0),
+    "spsa": (lambda: SPSA(repeats=5), spsa_rates(program=0.01, correction=0), math.inf),
+    "spsa-gc": (lambda: SPSA(repeats=5), spsa_rates(program=0.01), math.inf),
+    "coordinate": (lambda: CoordinateWise(coordinates=5), adam(program=3e-2), 1.0),
+    "cma": (lambda: CMAES(sigma=0.1), cma_rates(), math.inf),
+}
 FEW = 20  # below this many rows there is nothing to cut into folds
 
 
@@ -35,6 +46,8 @@ def adapt(
     mapping: str | nn.Module = "auto",
     epochs: int | None = None,
     validation: tuple[Sequence[Any], Any] | None = None,
+    modality: str | None = None,
+    gradient: str | GradientStep | None = None,
     seed: int = 0,
     progress: bool = True,
     accelerator: Any = None,
@@ -44,14 +57,14 @@ def adapt(
 
     Args:
         source: a catalogue name, a hub id or folder, a `Source`, or several sources to stand side by side: a list,
-            names joined by "+", or "auto", the molecule sources at hand.
+            names joined by "+", or "auto", the usual ones for the modality that are at hand.
         inputs: what the source reads, for example SMILES strings; they are read as they are written, so bring molecules
             to one form first (`tasks.load_task` does) and predict on the same form.
         y: values (n,) or (n, T), class indices (n,), or 0/1/NaN labels (n, T), after `kind`.
         kind: "regression", "classification" or "multilabel".
         outputs: number of targets or classes; by default read off `y`.
         program: "auto" (deltas for graphs, free embeddings for tokens, a full additive prompt for images, a padded window
-            for series, none for features), a name of `reprogram.parts.PROGRAMS`, or a program.
+            for series, none for features; what bridges them where `modality` is another), a name of `reprogram.parts.PROGRAMS`, or a program.
         mapping: "auto", "gp" (Gaussian process, program trained by its evidence), "linear" (trained with the program),
             "ridge" (closed form; with no program this is the linear probe), a label map of a source that answers with
             classes ("first", "random", "frequency", "iterative", "bayesian", "bayesian+"), or a map. With program and mapping "auto"
@@ -60,6 +73,10 @@ def adapt(
         epochs: passes over the rows; by default about 20 updates with the evidence, 40 passes with a trained map.
         validation: rows that choose the epoch where no folds are used, and end a training that gets no better for
             10 passes; without them the last epoch is kept.
+        modality: what the inputs are, where the source was made for something else or is "auto": "molecules" (auto's
+            default), "peptides", "reactions", "texts", "images", "series" or "tables".
+        gradient: how a program learns in front of a black box, which answers and lets no gradient pass: "spsa-gc",
+            "spsa", "rgf", "coordinate", "cma", or a step of `reprogram.gradient`. None: no program before a black box.
 
     Raises:
         DataError: unknown names, or targets that do not fit `kind`, the inputs or `outputs`.
@@ -76,22 +93,52 @@ def adapt(
                 f"'{program}' and '{mapping}'; name a source"
             )
         options = common | {"outputs": outputs, "epochs": epochs, "reprogrammed": program == "auto"}
-        return adapt_auto(inputs, y, kind=kind, sources=found, **options)
+        return adapt_auto(inputs, y, kind=kind, sources=found, modality=modality, **options)
     (source,) = found
     outputs = outputs or count_outputs(kind, y)
-    if program == "auto" and mapping == "auto" and len(inputs) >= FEW:
-        return adapt_auto(
-            inputs, y, kind=kind, outputs=outputs, epochs=epochs, sources=[source], **common
-        )  # fmt: skip
-    if not source.differentiable and program not in ("auto", "none"):
+    chosen = program == "auto" and mapping == "auto" and gradient is None and native(source, modality)
+    if chosen and len(inputs) >= FEW:
+        options = common | {"outputs": outputs, "epochs": epochs, "modality": modality}
+        return adapt_auto(inputs, y, kind=kind, sources=[source], **options)
+    if gradient is not None:
+        program, mapping = for_queries(source, program, mapping, kind)
+    elif not source.differentiable and program not in ("auto", "none"):
         raise DataError(
-            f"expected a source that gradients pass for a learned program, got '{source.name}'; choose program='none'"
+            f"expected a source that gradients pass for a learned program, got '{source.name}'; choose program='none', or "
+            "a gradient step such as 'spsa-gc'"
         )
-    model = Reprogrammed(
-        build_program(program, source, inputs, seed), source, build_mapping(mapping, source.width, outputs, kind, seed)
-    )
+    built = build_program(program, source, inputs, seed, modality)
+    model = Reprogrammed(built, source, build_mapping(mapping, source.width, outputs, kind, seed))
     data = {"train": (inputs, y)} | ({"validation": validation} if validation is not None else {})
-    return model, fit(model, data, **recipe(model, len(inputs), epochs), **common)
+    plan = recipe(model, len(inputs), epochs) | ({} if gradient is None else by_queries(model, gradient, epochs))
+    return model, fit(model, data, **plan, **common)
+
+
+def for_queries(source: Source, program: Any, mapping: Any, kind: str) -> tuple[Any, Any]:
+    """What "auto" stands for where a program learns from answers: few numbers to learn, a map that needs no gradient."""
+    if program == "auto":
+        program = "coordinator" if source.takes == "image" else AUTO.get(source.takes, "none")
+    if mapping == "auto":
+        mapping = "bayesian+" if source.returns == "logits" and kind == "classification" else "linear"
+    return program, mapping
+
+
+def by_queries(model: Reprogrammed, gradient: str | GradientStep, epochs: int | None) -> dict[str, Any]:
+    """Options of `fit` for a program that learns from answers: a step by name with its rates, or the user's own."""
+    if isinstance(model.mapping, GaussianProcess | ForestMap | Stack):
+        raise DataError("expected a label map or mapping 'linear' with a gradient step, got another map; name one")
+    if isinstance(gradient, str) and gradient not in STEPS:
+        raise DataError(f"expected a gradient step among {', '.join(STEPS)}, got '{gradient}'")
+    make, rates, clip = STEPS[gradient] if isinstance(gradient, str) else (lambda: gradient, adam(program=3e-2), 1.0)
+    passes = 100 if epochs is None else epochs
+    return {
+        "gradient": make(),
+        "optimizer": rates,
+        "clip": clip,
+        "epochs": passes,
+        "hooks": [refresh],
+        "patience": None,
+    }
 
 
 def sources_of(source: Any) -> list[Source] | None:

@@ -90,9 +90,9 @@ Config = Annotated[
     str | None,
     typer.Option(is_eager=True, callback=read_config, help="YAML file whose keys are these options; flags win."),
 ]
-Smiles = Annotated[str | None, typer.Option(help="Column of SMILES.")]
+Input = Annotated[str | None, typer.Option("--input", "--smiles", help="Column of SMILES, sequences, texts or files.")]
 Target = Annotated[list[str] | None, typer.Option(help="Column of labels; several make a multilabel task.")]
-Data = Annotated[str, typer.Option(help="CSV, TSV, Parquet or SDF file.")]
+Data = Annotated[str, typer.Option(help="CSV, TSV, Parquet, SDF or .ts file, or a folder of images.")]
 Seed = Annotated[int, typer.Option(help="Seed of everything drawn at random.", min=0)]
 Folder = Annotated[str, typer.Argument(help="Folder of a trained model.")]
 
@@ -115,16 +115,29 @@ def demo(
 @app.command()
 def train(
     data: Annotated[
-        str, typer.Option(help="A bundled task (see `reprogram tasks`), or a CSV, TSV, Parquet or SDF file.")
+        str,
+        typer.Option(
+            help="A bundled task (see `reprogram tasks`), a CSV, TSV, Parquet, SDF or .ts file, or a folder of images."
+        ),
     ],
     out: Annotated[str, typer.Option(help="Folder for the model, report and figures.")] = "runs/model",
-    smiles: Smiles = None,
+    modality: Annotated[
+        str | None,
+        typer.Option(
+            help="molecules, peptides, reactions, texts, images, series or tables; by default what the data looks like."
+        ),
+    ] = None,
+    input: Input = None,
     target: Target = None,
     source: Annotated[
         str, typer.Option(help="A name of `reprogram sources`, several joined by +, a folder, a hub id, or auto.")
     ] = "auto",
-    program: Annotated[str, typer.Option(help="auto, none, delta, free, dense, sparse, prompt, or a spec.")] = "auto",
-    mapping: Annotated[str, typer.Option(help="auto, gp, linear, ridge, or a spec.")] = "auto",
+    program: Annotated[
+        str, typer.Option(help="auto, none, a name such as delta, free, prompt, full, mask, series, or a spec.")
+    ] = "auto",
+    mapping: Annotated[
+        str, typer.Option(help="auto, gp, linear, ridge, a label map such as iterative, or a spec.")
+    ] = "auto",
     train_size: Annotated[int | None, typer.Option(help="Train on this many labels only.")] = None,
     split: Annotated[str | None, typer.Option(help="scaffold, random, or a column of train, validation, test.")] = None,
     kind: Annotated[str | None, typer.Option(help="regression, classification or multilabel.")] = None,
@@ -143,19 +156,21 @@ def train(
     from tasks.runs import prepare_task, spec_or_name, train_task
 
     options: dict[str, Any] = {
-        "smiles": smiles,
+        "modality": modality,
+        "input": input,
         "target": target,
         "split": split,
         "kind": kind,
         "positive": positive,
         "units": units,
-        "largest_fragment": largest_fragment,
-        "neutralise": neutralise,
-        "source": source,
+        "source": spec_or_name(source),
     }
-    task, columns = prepare_task(data, train_size=train_size, seed=seed, **options)
-    parts = {"source": source, "program": spec_or_name(program), "mapping": spec_or_name(mapping)}
-    run = train_task(task, out, **parts, epochs=epochs, seed=seed, beside=compare, columns=columns)
+    options |= {
+        name: True for name, on in {"largest_fragment": largest_fragment, "neutralise": neutralise}.items() if on
+    }
+    task = prepare_task(data, train_size=train_size, seed=seed, **options)
+    parts = {"source": options["source"], "program": spec_or_name(program), "mapping": spec_or_name(mapping)}
+    run = train_task(task, out, **parts, epochs=epochs, seed=seed, beside=compare)
     if run.main:
         dropped = [f"The dropped rows and why: {out}/dropped.csv"] if task.report.dropped else []
         use = f"Use it: reprogram predict {out} --data new.csv --out predictions.csv"
@@ -169,20 +184,20 @@ def predict(
     folder: Folder,
     data: Data,
     out: Annotated[str, typer.Option(help="CSV or TSV file for the predictions.")] = "predictions.csv",
-    smiles: Smiles = None,
+    input: Input = None,
     config: Config = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Predict a file of molecules; unreadable rows stay, with an empty prediction and the reason."""
+    """Predict a file, or a folder of images; unreadable rows stay, with an empty prediction and the reason."""
     from tasks.inference import predict_file
 
-    done = predict_file(folder, data, out, smiles=smiles)
+    done = predict_file(folder, data, out, input=input)
     if as_json:
         return typer.echo(json.dumps(done.to_dict(), allow_nan=False))
     typer.echo(f"{len(done.frame) - len(done.refused)} of {len(done.frame)} rows predicted, written to {out}")
     for row in done.refused[:5]:
-        typer.echo(f"row {row.row} {row.smiles!a}: {row.reason}", err=True)
+        typer.echo(f"row {row.row} {row.input!a}: {row.reason}", err=True)
     if len(done.refused) > 5:
         typer.echo(f"and {len(done.refused) - 5} more, see the column {done.columns[-1]}", err=True)
 
@@ -191,7 +206,7 @@ def predict(
 def evaluate(
     folder: Folder,
     data: Data,
-    smiles: Smiles = None,
+    input: Input = None,
     target: Target = None,
     seed: Seed = 0,
     config: Config = None,
@@ -201,7 +216,7 @@ def evaluate(
     """Measure a trained model on labelled rows, with 95 % bootstrap intervals."""
     from tasks.inference import evaluate_file
 
-    report = evaluate_file(folder, data, smiles=smiles, target=target or (), seed=seed)
+    report = evaluate_file(folder, data, input=input, target=target or (), seed=seed)
     left_out = f"{report.data['dropped']} of {report.data['read']} rows left out" if report.data["dropped"] else ""
     show(report, as_json, {"folder": folder}, [left_out] if left_out else [])
 
@@ -218,9 +233,9 @@ def sources(as_json: Json = False, debug: Debug = False) -> None:
 @app.command()
 def tasks(as_json: Json = False, debug: Debug = False) -> None:
     """List the bundled data sets."""
-    from tasks.molecules import available
+    from tasks.bundled import available
 
-    heads = ("name", "n", "kind", "metric", "units", "license", "present", "install", "summary")
+    heads = ("name", "modality", "n", "kind", "metric", "units", "license", "present", "install", "summary")
     listing("Bundled tasks", heads, available(), as_json)
 
 

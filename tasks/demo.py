@@ -52,7 +52,7 @@ def run_demo(out: str | Path = "runs/demo", *, quick: bool = False, seed: int = 
     name, model, guesses = best_on_validation(main)
     report = Report.of(main, saved=name, saved_by="lowest validation error among the reprogrammed models")
     settings = {"source": "auto" if name == "auto" else SOURCE, "method": name, "group": "reprogrammed", "seed": seed}
-    model.metadata = facts(full, main[name].metrics, settings, {"smiles": "smiles", "target": ["expt"]})
+    model.metadata = facts(full, main[name].metrics, settings)
     publish(out, model, report, full, guesses, curve=curve_frame([*smaller, main], curve))
     return report
 

@@ -15,13 +15,12 @@ from reprogram.files import atomic_file, check_place
 from reprogram.model import Reprogrammed
 from reprogram.train import predict
 from tasks.baselines import tidy
+from tasks.data import Inputs, read_inputs
 from tasks.labels import parse, short
 from tasks.metrics import evaluate
-from tasks.molecules import Molecules, read_molecules
-from tasks.molecules.data import open_table
-from tasks.molecules.readers import Table
+from tasks.readers import PICTURES, Table
 from tasks.report import Report, measured
-from tasks.task import Dropped, without_row
+from tasks.task import Dropped, shown, without_row
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -52,15 +51,15 @@ class Predicted:
 
 
 def predict_file(
-    folder: str | Path, data: Any, out: str | Path = "predictions.csv", *, smiles: str | None = None
+    folder: str | Path, data: Any, out: str | Path = "predictions.csv", *, input: str | None = None
 ) -> Predicted:
-    """Predict every molecule of a table with the artefact in `folder` and write the table with the predictions.
+    """Predict every row of a table, or every image of a folder, with the artefact in `folder` and write a table.
 
     Columns and the order of rows stay. A value gets a column `predicted_<target> [units]`; classes get the likeliest
-    class and a probability per class; labels a probability each. A molecule that cannot be read or encoded keeps empty
-    predictions and says why in the column `reason`. `smiles` defaults to the column that the model was trained on.
+    class and a probability per class; labels a probability each. An input that cannot be read or encoded keeps empty
+    predictions and says why in the column `reason`. `input` defaults to the column that the model was trained on.
 
-    Raises: DataError for a damaged artefact, for data without one usable molecule, and when `out` cannot be written.
+    Raises: DataError for a damaged artefact, for data without one usable input, and when `out` cannot be written.
     """
     import pandas as pd
 
@@ -70,12 +69,12 @@ def predict_file(
     check_place(out.parent)
     model = Reprogrammed.from_pretrained(folder)
     about = model.metadata.get("task", {})
-    table = open_table(data)
-    molecules = read_molecules(data, smiles=smiles or about.get("smiles") or "smiles", **about.get("preprocessing", {}))
-    positions, values, refused = answers(model, molecules, table)
+    found = read_like(data, about, input)
+    table = found.table
+    positions, values, refused = answers(model, found)
     frame = pd.DataFrame({c: table.column(c) for c in table.columns}, index=range(len(table.rows)))
-    if table.structures is not None:
-        frame[free_name("smiles", frame)] = pd.Series(molecules.inputs, index=molecules.positions)
+    if table.modality == "molecules":  # structures without a text of their own
+        frame[free_name("smiles", frame)] = pd.Series(found.inputs, index=found.positions)
     new = []
     for name, column in named_columns(str(model.mapping.kind), about, values).items():
         new.append(free_name(name, frame))
@@ -89,26 +88,30 @@ def predict_file(
     return Predicted(out, frame, refused, tuple(new))
 
 
-def answers(
-    model: Reprogrammed, molecules: Molecules, table: Table
-) -> tuple[list[int], np.ndarray, tuple[Dropped, ...]]:
+def read_like(data: Any, about: Mapping[str, Any], input: str | None) -> Inputs:
+    """The inputs of new data, read as those of the training were; the labels of a table of numbers are no input."""
+    how = {"modality": about.get("modality"), "leave_out": list(about.get("target") or [])}
+    return read_inputs(data, **how, input=input or about.get("input"), **about.get("preprocessing", {}))
+
+
+def answers(model: Reprogrammed, found: Inputs) -> tuple[list[int], np.ndarray, tuple[Dropped, ...]]:
     """Positions of the rows answered, their predictions, and the rows refused by the reader or by the source."""
-    refused = list(molecules.report.dropped)
-    pairs = list(zip(molecules.positions, molecules.inputs, strict=True))
+    refused = list(found.report.dropped)
+    pairs = list(zip(found.positions, found.inputs, strict=True))
     try:
-        values = predict(model, molecules.inputs)
+        values = predict(model, found.inputs)
     except ValueError:
-        # one molecule the source cannot take (too long, no such token) must not cost the others their answer
+        # one input the source cannot take (too long, no such token) must not cost the others their answer
         kept = []
-        for position, text in pairs:
+        for position, value in pairs:
             try:
-                model.encode([text])
-                kept.append((position, text))
+                model.encode([value])
+                kept.append((position, value))
             except ValueError as error:
-                refused.append(Dropped(table.rows[position], text[:200], without_row(error)))
+                refused.append(Dropped(found.table.rows[position], shown(value), without_row(error)))
         if not kept or len(kept) == len(pairs):
             raise
-        pairs, values = kept, predict(model, [text for _, text in kept])
+        pairs, values = kept, predict(model, [value for _, value in kept])
     return [position for position, _ in pairs], values, tuple(sorted(refused, key=lambda d: d.row))
 
 
@@ -136,33 +139,32 @@ def free_name(name: str, taken: pd.DataFrame) -> str:
 
 
 def evaluate_file(
-    folder: str | Path, data: Any, *, smiles: str | None = None, target: Sequence[str] = (), seed: int = 0
+    folder: str | Path, data: Any, *, input: str | None = None, target: Sequence[str] = (), seed: int = 0
 ) -> Report:
     """Metrics of the artefact in `folder` on labelled rows, with 95 % bootstrap intervals.
 
-    Every row counts as it is: nothing is merged or split. Rows without a readable molecule or a finite label are left
+    Every row counts as it is: nothing is merged or split. Rows without a readable input or a finite label are left
     out and counted, and training rows of the model are counted in a note.
-    `smiles` and `target` default to the columns that the model was trained on.
+    `input` and `target` default to the columns that the model was trained on.
 
     Raises: DataError for a damaged artefact, a missing column, or labels that are not of the model's kind.
     """
     model = Reprogrammed.from_pretrained(folder)
     about, kind = model.metadata.get("task", {}), str(model.mapping.kind)
-    table = open_table(data)
-    column = smiles or about.get("smiles") or "smiles"
-    y = labels_of(table, list(target) or list(about.get("target") or []), kind, about, column)
-    molecules = read_molecules(data, smiles=column, **about.get("preprocessing", {}))
-    positions, values, refused = answers(model, molecules, table)
+    found = read_like(data, about, input)
+    table = found.table
+    y = labels_of(table, list(target) or list(about.get("target") or []), kind, about)
+    positions, values, refused = answers(model, found)
     values = values[:, 0] if kind == "regression" else tidy(kind, values)
     trained = model.metadata.get("training", {})
     name, group = trained.get("method", model.source.name), trained.get("group", "reprogrammed")
     rows = measured(name, group, evaluate(kind, y[positions], values, seed=seed), seed=seed)
     kept = int((~np.isnan(y[positions])).reshape(len(positions), -1).any(1).sum())
     facts = {"origin": table.origin, "read": len(table.rows), "kept": kept, "dropped": len(table.rows) - kept}
-    facts |= {"unreadable": len(refused), "seen_in_training": seen(molecules.inputs, trained.get("rows", ""))}
+    facts |= {"unreadable": len(refused), "seen_in_training": seen(found.inputs, trained.get("rows", ""))}
     notes = (
-        f"{facts['seen_in_training']} of these {len(molecules.inputs)} molecules were training rows of the model: such "
-        "metrics are too good.",
+        f"{facts['seen_in_training']} of these {len(found.inputs)} {found.report.what} were training rows of the model: "
+        "such metrics are too good.",
     )
     return Report(
         str(about.get("name") or table.origin), kind, str(about.get("units") or ""), tuple(rows),
@@ -170,31 +172,38 @@ def evaluate_file(
     )  # fmt: skip
 
 
-def row_marks(inputs: Sequence[str]) -> str:
+def row_marks(inputs: Sequence[Any]) -> str:
     """8 hexadecimal digits of each input's SHA-256, joined: enough to know a training row again, not to read it."""
-    return "".join(sorted({mark(text) for text in inputs}))
+    return "".join(sorted({mark(value) for value in inputs}))
 
 
-def seen(inputs: Sequence[str], marks: str) -> int:
+def seen(inputs: Sequence[Any], marks: str) -> int:
     """How many inputs are among those that `marks` was made of."""
     known = {marks[i : i + MARK] for i in range(0, len(marks), MARK)}
-    return sum(mark(text) in known for text in inputs)
+    return sum(mark(value) in known for value in inputs)
 
 
-def mark(text: str) -> str:
-    """The first MARK hexadecimal digits of the SHA-256 of a text."""
-    return hashlib.sha256(text.encode()).hexdigest()[:MARK]
+def mark(value: Any) -> str:
+    """The first MARK hexadecimal digits of the SHA-256 of an input: a text, a file's content, or numbers."""
+    return hashlib.sha256(content(value)).hexdigest()[:MARK]
 
 
-def labels_of(table: Table, targets: list[str], kind: str, about: Mapping[str, Any], smiles: str) -> np.ndarray:
+def content(value: Any) -> bytes:
+    """An input as bytes that stay the same wherever it lies."""
+    if isinstance(value, str) and Path(value).suffix.lower() in PICTURES and Path(value).is_file():
+        return Path(value).read_bytes()
+    return value.encode() if isinstance(value, str) else np.ascontiguousarray(value).tobytes()
+
+
+def labels_of(table: Table, targets: list[str], kind: str, about: Mapping[str, Any]) -> np.ndarray:
     """The label columns as (n,) values or class indices, or (n, T) labels; NaN where a label is missing.
 
     Class names mean what they meant in training, which `about` remembers.
     """
     if not targets:
-        targets = [c for c in table.columns if str(c).lower() != smiles.lower()]
-        if len(targets) != 1:
-            raise DataError(f"expected target columns to be named, got {len(targets)} columns; choose with target")
+        raise DataError(
+            f"expected target columns to be named, got none of {len(table.columns)} columns; choose with target"
+        )
     names = [table.find(name) for name in targets]
     parsed = {c: [parse(v, row, c) for v, row in zip(table.column(c), table.rows, strict=True)] for c in names}
     if kind == "regression":

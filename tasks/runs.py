@@ -23,13 +23,13 @@ from reprogram.errors import DataError
 from reprogram.files import atomic_folder, check_place
 from reprogram.model import Reprogrammed
 from reprogram.recipes import sources_of
+from reprogram.sources import Source
 from reprogram.train import History, default_accelerator, predict
 from tasks.baselines import Group, Method, Prediction, compare, methods, selected, tidy
 from tasks.comparison import Comparison
 from tasks.controls import learned
-from tasks.inference import row_marks
-from tasks.molecules import load_task
-from tasks.molecules.data import bundled_entry
+from tasks.data import bundled_entry, load_task, modality_of, open_table
+from tasks.inference import content, row_marks
 from tasks.report import Report
 from tasks.task import Task
 
@@ -56,22 +56,20 @@ def train_task(
     task: Task,
     out: str | Path,
     *,
-    source: str = "auto",
+    source: str | Source = "auto",
     program: str | nn.Module = "auto",
     mapping: str | nn.Module = "auto",
     epochs: int | None = None,
     seed: int = 0,
     beside: str = "none",
-    columns: Mapping[str, Any] | None = None,
     accelerator: Any = None,
     progress: bool = True,
 ) -> Run:
     """Reprogram `source` for `task`, measure it on the test part, and write everything into the folder `out`.
 
     The folder gets the artefact, `report.json`, `report.md`, `dropped.csv`, `merged.csv` where rows held the same
-    molecule, and figures, all or nothing. A killed run goes on from its last checkpoint when it is started again with
-    the same arguments; other arguments start anew. `beside` is "none", or which controls and baselines to run too: "fast" or "all". `columns` (smiles, target) names the user's
-    columns for later predictions. Over several processes the main one writes.
+    input, and figures, all or nothing. A killed run goes on from its last checkpoint when it is started again with
+    the same arguments; other arguments start anew. `beside` is "none", or which controls and baselines to run too: "fast" or "all". Over several processes the main one writes.
 
     Raises: DataError when the data or the names do not fit, or `out` cannot be written.
     """
@@ -86,7 +84,7 @@ def train_task(
     with checkpoints(out, fingerprint(task, settings), accelerator) as checkpoint_dir:
         model, history = adapt(
             source, *task.part("train"), kind=task.kind, outputs=outputs(task), program=program, mapping=mapping,
-            epochs=epochs, validation=task.part("validation"), seed=seed, progress=progress, accelerator=accelerator,
+            epochs=epochs, validation=task.part("validation"), modality=task.modality, seed=seed, progress=progress, accelerator=accelerator,
             checkpoint_dir=checkpoint_dir,
         )  # fmt: skip
         guesses = {part: guess(model, task, part, accelerator) for part in ("validation", "test")}
@@ -99,37 +97,39 @@ def train_task(
         report = replace(report, notes=(*report.notes, *([f"Training: {history.stopped}."] if history.stopped else [])))
         if accelerator.is_main_process:
             settings |= {"method": own.name, "group": own.group}
-            model.metadata = facts(task, result[own.name].metrics, settings, columns)
+            model.metadata = facts(task, result[own.name].metrics, settings)
             publish(out, model, report, task, guesses, history=history)
         accelerator.wait_for_everyone()
     return Run(model, report, out, accelerator.is_main_process)
 
 
 def prepare_task(
-    data: str, *, train_size: int | None = None, seed: int = 0, smiles: str | None = None,
-    target: Sequence[str] | None = None, split: str | None = None, source: Any = None, **options: Any,
-) -> tuple[Task, dict[str, Any]]:  # fmt: skip
-    """A task from a bundled name or a file, cut to `train_size` labels, and the names of the columns it was read from.
+    data: str, *, train_size: int | None = None, seed: int = 0, target: Sequence[str] | None = None, source: Any = None,
+    **options: Any,
+) -> Task:  # fmt: skip
+    """A task from a bundled name, a file or a folder, cut to `train_size` labels; options are those of `load_task`.
 
-    Molecules that `source` cannot take (too long, an element it does not know) are dropped like unreadable ones.
+    Texts that `source` cannot take (too long, an element it does not know) are dropped like unreadable ones.
     """
-    task = load_task(
-        data, smiles=smiles or "smiles", target=list(target) if target else None, split=split, seed=seed,
-        accepts=None if source is None else accepted_by(source), **options,
-    )  # fmt: skip
-    task = task if train_size is None else task.subset(train_size, seed)
     entry = bundled_entry(data)
-    return task, {"smiles": smiles or (entry.smiles if entry else "smiles"), "target": list(task.target_names)}
+    found = data if entry else open_table(data)
+    what = entry.modality if entry else modality_of(found, options.get("modality")).name
+    accepts = None if source is None else accepted_by(source, what)
+    task = load_task(found, target=list(target) if target else None, seed=seed, accepts=accepts, **options)
+    return task if train_size is None else task.subset(train_size, seed)
 
 
-def accepted_by(source: Any) -> Callable[[str], None]:
-    """A function that raises ValueError for a molecule that a network of `source` cannot take; features take any."""
+def accepted_by(source: Any, modality: str = "molecules") -> Callable[[Any], None] | None:
+    """A function that raises ValueError for a text that a network of `source` cannot take; features take any."""
+    if modality not in ("molecules", "peptides", "reactions", "texts"):
+        return None
     found = sources_of(source)
-    networks = [one for one in (default_sources() if found is None else found) if one.takes != "features"]
+    networks = default_sources(modality=modality) if found is None else found
+    networks = [one for one in networks if one.takes in ("graph", "tokens")]
 
-    def check(smiles: str) -> None:
+    def check(text: str) -> None:
         for one in networks:
-            one.codec.encode([smiles])
+            one.codec.encode([text])
 
     return check
 
@@ -146,7 +146,9 @@ def spec_or_name(value: str) -> Any:
 
 def fingerprint(task: Task, settings: Mapping[str, Any]) -> str:
     """16 hexadecimal digits that change with any row, label, part or setting of a run."""
-    total = hashlib.sha256(json.dumps([settings, task.kind, list(task.inputs)], sort_keys=True).encode())
+    total = hashlib.sha256(json.dumps([settings, task.kind, len(task)], sort_keys=True).encode())
+    for value in task.inputs:
+        total.update(hashlib.sha256(content(value)).digest())
     total.update(np.ascontiguousarray(task.targets).tobytes())
     for part in sorted(task.split):
         total.update(part.encode() + np.asarray(task.split[part], dtype=np.int64).tobytes())
@@ -184,21 +186,22 @@ def guess(model: Reprogrammed, task: Task, part: str, accelerator: Any = None) -
     return values[:, 0] if task.kind == "regression" else tidy(task.kind, values)
 
 
-def own_method(model: Reprogrammed, source: str, values: np.ndarray) -> Method:
+def own_method(model: Reprogrammed, source: str | Source, values: np.ndarray) -> Method:
     """The trained model as a row of a comparison; without a learned program it is a probe, and called so."""
     programmed = any(True for _ in model.program.parameters())
-    name = "auto" if source == "auto" else "reprogrammed" if programmed else f"{source}, no program"
+    label = source.name if isinstance(source, Source) else source
+    name = "auto" if label == "auto" else "reprogrammed" if programmed else f"{label}, no program"
     group: Group = "reprogrammed" if programmed else "probe"
     return Method(
-        name, group, lambda task, seed: Prediction(values, learned(model), model), summary=f"{source}, as trained here"
+        name, group, lambda task, seed: Prediction(values, learned(model), model), summary=f"{label}, as trained here"
     )
 
 
 def stand_beside(
-    task: Task, own: Method, source: str, beside: str, seed: int, seconds: float, progress: bool
+    task: Task, own: Method, source: str | Source, beside: str, seed: int, seconds: float, progress: bool
 ) -> Comparison:
     """The model's row, with controls and baselines where they are asked for."""
-    others = [] if beside == "none" else selected(methods(source), beside)
+    others = [] if beside == "none" else selected(methods(source, modality=task.modality), beside)
     names = [method.name for method in others if method.name != own.name]
     result = compare(task, source=source, include=[own, *names], seed=seed, progress=progress and bool(names))
     timed = tuple(replace(row, seconds=seconds) if row.method == own.name else row for row in result.rows)
@@ -215,19 +218,19 @@ def training_facts(history: History, processes: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def facts(
-    task: Task, metrics: Mapping[str, Any], settings: Mapping[str, Any], columns: Mapping[str, Any] | None
-) -> dict[str, Any]:
+def facts(task: Task, metrics: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
     """What the artefact remembers: enough for a card, and to name columns and classes of a prediction."""
     about: dict[str, Any] = {
         "name": task.name,
+        "modality": task.modality,
+        "input": task.input_name,
         "kind": task.kind,
         "metric": task.metric,
         "units": task.units,
         "source": task.source,
     }
     about |= {"license": task.license, "classes": list(task.classes), "label_classes": task.label_classes}
-    about |= {"target": list(task.target_names)} | dict(columns or {}) | {"preprocessing": dict(task.preprocessing)}
+    about |= {"target": list(task.target_names)} | {"preprocessing": dict(task.preprocessing)}
     about = about | {f"{part}_rows": len(rows) for part, rows in task.split.items()}
     about = {key: value for key, value in about.items() if value not in ("", [], (), {})}
     known = {name: asdict(e) for name, e in metrics.items() if math.isfinite(e.low)}
@@ -243,9 +246,9 @@ def publish(
     import pandas as pd
 
     drawn = figures(report, task, guesses, history=history, curve=curve)
-    dropped = pd.DataFrame([asdict(row) for row in task.report.dropped], columns=["row", "smiles", "reason"])
+    dropped = pd.DataFrame([asdict(row) for row in task.report.dropped], columns=["row", "input", "reason"])
     merged = pd.DataFrame(
-        [{"smiles": m.smiles, "rows": " ".join(map(str, m.rows)), "conflict": m.conflict} for m in task.report.merged]
+        [{"input": m.input, "rows": " ".join(map(str, m.rows)), "conflict": m.conflict} for m in task.report.merged]
     )
     with atomic_folder(out) as writing:
         model.save_pretrained(writing)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
+from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,8 +24,13 @@ class Dropped:
     """A row that was not used: its number, its text, and why."""
 
     row: int
-    smiles: str
+    input: str
     reason: str
+
+
+def shown(value: Any) -> str:
+    """An input as a table of dropped rows shows it: a text, cut; arrays and pictures have none."""
+    return str(value)[:200] if isinstance(value, str | PurePath) else ""
 
 
 def without_row(error: Exception) -> str:
@@ -34,9 +40,9 @@ def without_row(error: Exception) -> str:
 
 @dataclass(frozen=True)
 class Merged:
-    """Several rows that hold one molecule; `conflict` says what was done where their labels disagree."""
+    """Several rows that hold one input; `conflict` says what was done where their labels disagree."""
 
-    smiles: str
+    input: str
     rows: tuple[int, ...]
     conflict: str = ""
 
@@ -56,6 +62,7 @@ class ReadReport:
     merged: tuple[Merged, ...] = ()
     notes: tuple[str, ...] = ()
     what: str = "molecules"
+    one: str = "molecule"
 
     @property
     def conflicts(self) -> tuple[Merged, ...]:
@@ -68,7 +75,7 @@ class ReadReport:
         parts = [f"{self.origin}: {self.read} rows read, {self.kept} {self.what} kept"]
         parts += [f"{len(self.dropped)} rows dropped"] if self.dropped else []
         parts += [f"{repeats} duplicate rows merged"] if repeats else []
-        parts += [f"{len(self.conflicts)} molecules with conflicting labels"] if self.conflicts else []
+        parts += [f"{len(self.conflicts)} {self.what} with conflicting labels"] if self.conflicts else []
         return ", ".join([*parts, *self.notes])
 
     def to_dict(self) -> dict[str, Any]:
@@ -80,7 +87,8 @@ class ReadReport:
 class Task:
     """A learning problem with its split: what every method here is trained and judged on.
 
-    `modality` is what an input is: "molecules", "images", "series", "texts", "peptides" or "tables".
+    `modality` is what an input is: "molecules", "peptides", "reactions", "texts", "images",
+    "series" or "tables"; `input_name` is the column it was read from.
 
     Shapes: n inputs, T labels. `targets` is (n,) in the user's units (regression) or class indices (classification),
     or (n, T) of 0/1 with NaN where a label is missing (multilabel). `classes` names the classes, or the labels of a
@@ -105,6 +113,7 @@ class Task:
     report: ReadReport = ReadReport()
     preprocessing: Mapping[str, Any] = field(default_factory=dict)
     modality: str = "molecules"
+    input_name: str = ""
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:

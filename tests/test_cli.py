@@ -80,7 +80,7 @@ def test_train_writes_the_artefact_its_report_and_figures(trained):
     assert {row["metric"] for row in report["rows"]} == {"rmse", "mae", "r2"} and report["units"] == "nm"
     config = json.loads((trained / "config.json").read_text())
     about = config["metadata"]["task"]
-    assert (about["smiles"], about["target"], about["kind"], about["units"]) == ("smiles", ["y"], "regression", "nm")
+    assert (about["input"], about["target"], about["kind"], about["units"]) == ("smiles", ["y"], "regression", "nm")
     assert config["metadata"]["metrics"]["rmse"]["n"] == about["test_rows"] > 0
     assert "rmse" in (trained / "README.md").read_text()
     assert not list(trained.parent.glob(".*"))
@@ -515,7 +515,7 @@ def test_a_bug_is_not_dressed_up_as_bad_input(monkeypatch):
     def broken():
         raise TypeError("a bug")
 
-    monkeypatch.setattr("tasks.molecules.available", broken)
+    monkeypatch.setattr("tasks.bundled.available", broken)
     assert isinstance(call("tasks").exception, TypeError)
 
 

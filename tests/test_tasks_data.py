@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 import tasks
 from reprogram.errors import DataError
-from tasks.molecules import Standardiser, draw, random_split, resplit, scaffold, scaffold_split, standardise
-from tasks.splits import given_split
+from tasks.molecules import Standardiser, draw, resplit, scaffold, scaffold_split, standardise
+from tasks.splits import given_split, random_split
 
 SMILES = [
     *("C" * n for n in range(1, 9)), "CCO", "CCN", "CC(=O)O", "c1ccccc1", "Cc1ccccc1", "Oc1ccccc1", "c1ccncc1",
@@ -64,8 +64,10 @@ def test_b3db_calls_the_barrier_passers_positive():
 
 def test_available_names_the_command():
     listed = {info.name: info for info in tasks.available()}
-    assert set(listed) == {"freesolv", "solubility", "b3db"}
-    assert all(info.install.startswith("pip install") and info.license and info.n for info in listed.values())
+    assert {"freesolv", "solubility", "b3db"} <= {n for n, info in listed.items() if info.modality == "molecules"}
+    assert all(
+        info.install.startswith(("pip install", "apt-get")) and info.license and info.n for info in listed.values()
+    )
 
 
 # --- formats --------------------------------------------------------------------------------------------------------
@@ -146,7 +148,7 @@ def test_repeats_are_merged_and_disagreement_is_flagged():
     task = tasks.from_molecules(smiles, y, tolerance=0.5)
     assert task.targets[task.inputs.index("CCO")] == pytest.approx((8 + 8 + 8.3) / 3)
     assert task.targets[task.inputs.index("Cc1ccccc1")] == pytest.approx((12 + 90) / 2)
-    assert [c.smiles for c in task.report.conflicts] == ["Cc1ccccc1"] and len(task.report.merged) == 2
+    assert [c.input for c in task.report.conflicts] == ["Cc1ccccc1"] and len(task.report.merged) == 2
     classes = tasks.from_molecules(smiles, [i % 2 for i in range(len(SMILES))] + [0, 1, 0], split="random")
     assert "CCO" not in classes.inputs and "Cc1ccccc1" in classes.inputs
     assert {d.row for d in classes.report.dropped} == {8, 24, 25}

@@ -1,4 +1,4 @@
-"""Repeated molecules become one: agreeing labels are joined, disagreeing ones are flagged or dropped."""
+"""Repeated inputs become one: agreeing labels are joined, disagreeing ones are flagged or dropped."""
 
 from __future__ import annotations
 
@@ -11,18 +11,19 @@ import numpy as np
 
 from reprogram.errors import DataError
 from tasks.labels import Value, short
+from tasks.modalities import Modality
 from tasks.splits import WORDS
-from tasks.task import Dropped, Merged
+from tasks.task import Dropped, Merged, shown
 
 HELD_OUT = {"train": 0, "validation": 1, "test": 2}
 
 
 @dataclass
 class Merge:
-    """One entry per distinct molecule, in the order of first appearance; `words` says which part each is in."""
+    """One entry per distinct input, in the order of first appearance; `words` says which part each is in."""
 
     labels: dict[str, list[Value]]
-    inputs: list[str] = field(default_factory=list)
+    inputs: list[Any] = field(default_factory=list)
     rows: list[int] = field(default_factory=list)
     words: list[Any] = field(default_factory=list)
     groups: list[Merged] = field(default_factory=list)
@@ -30,39 +31,41 @@ class Merge:
 
 
 def merge(
-    clean: Mapping[int, str],
+    clean: Mapping[int, Any],
     labels: Mapping[str, Sequence[Value]],
     rows: Sequence[int],
     *,
     words: Sequence[Any] | None = None,
     numeric: bool,
     tolerance: float | None = None,
+    modality: Modality,
 ) -> Merge:
-    """Joins the records of `clean` (position to canonical SMILES) that hold one molecule.
+    """Joins the records of `clean` (position to input) that hold one molecule, text, …: where the modality joins.
 
     Numbers become their mean, flagged where they spread wider than `tolerance` (default: a fifth of the standard
     deviation of the column). Classes that disagree lose the label, and the row when no label is left.
     """
-    members: dict[str, list[int]] = {}
-    for i, smiles in clean.items():
-        members.setdefault(smiles, []).append(i)
+    members: dict[Any, list[int]] = {}
+    for i, value in clean.items():
+        members.setdefault(value if modality.joins else i, []).append(i)
     limits = {c: _limit([values[i] for i in clean], tolerance) if numeric else None for c, values in labels.items()}
     out = Merge({c: [] for c in labels})
-    for smiles, places in members.items():
+    for places in members.values():
+        value = clean[places[0]]
         joined = {c: _join([values[i] for i in places], limits[c]) for c, values in labels.items()}
         conflict = "; ".join(f"{c}: {why}" for c, (_, why) in joined.items() if why)
         if len(places) > 1:
-            out.groups.append(Merged(smiles, tuple(rows[i] for i in places), conflict))
-        if all(value is None for value, _ in joined.values()):
-            out.dropped += [Dropped(rows[i], smiles, f"repeated molecule, {conflict}") for i in places]
+            out.groups.append(Merged(shown(value), tuple(rows[i] for i in places), conflict))
+        if all(label is None for label, _ in joined.values()):
+            out.dropped += [Dropped(rows[i], shown(value), f"repeated {modality.one}, {conflict}") for i in places]
             continue
-        out.inputs.append(smiles)
+        out.inputs.append(value)
         out.rows.append(rows[places[0]])
         if words is not None:
             # the most held-out place wins, so that a repeat can never carry a test label into training
             out.words.append(max((words[i] for i in places), key=_held_out))
-        for c, (value, _) in joined.items():
-            out.labels[c].append(value)
+        for c, (label, _) in joined.items():
+            out.labels[c].append(label)
     return out
 
 

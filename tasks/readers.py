@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import gzip
 import io
+import re
 import warnings
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from reprogram.errors import DataError
 from tasks.labels import short
+from tasks.splits import WORDS
 
-SUFFIXES = (".csv", ".tsv", ".parquet", ".sdf")
+SUFFIXES = (".csv", ".tsv", ".parquet", ".sdf", ".ts")
+PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp")
 FROM_ZERO = "index, from 0"
 FROM_ONE = "record, from 1"
 SHEET = "spreadsheet row, the header is row 1"
@@ -25,7 +30,8 @@ class Table:
     """Columns of equal length, the row number of each record as its user counts it, structures when the file has them.
 
     `order` lists the class names of a column in the order its data set gives them; `parted` names the column that
-    says which part a row came from, if the data came in parts.
+    says which part a row came from, if the data came in parts, `labelled` the one that holds its label, if the form of the
+    data says so, as `modality` says what its inputs are. Paths in the table start at `folder`.
     """
 
     columns: Mapping[str, Any]
@@ -35,6 +41,9 @@ class Table:
     structures: Sequence[Any] | None = None
     order: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     parted: str | None = None
+    labelled: str | None = None
+    modality: str | None = None
+    folder: Path | None = None
 
     def find(self, name: str) -> str:
         """The column of that name, also when only its case differs."""
@@ -61,8 +70,10 @@ def read(data: Any) -> Table:
 
     Raises: DataError when it cannot be read or holds no rows.
     """
-    if isinstance(data, str | Path):
-        table = _hub(str(data)) if _is_hub_id(data) else read_file(Path(data))
+    if isinstance(data, Table):
+        table = data
+    elif isinstance(data, str | Path):
+        table = _hub(str(data)) if _is_hub_id(data) else read_path(Path(data))
     elif type(data).__module__.split(".")[0] == "datasets":
         table = _dataset(data, type(data).__name__)
     elif hasattr(data, "columns") and hasattr(data, "iloc"):
@@ -77,6 +88,62 @@ def read(data: Any) -> Table:
     if not len(table.rows):
         raise DataError(f"expected at least one row of data in {table.origin}, got none")
     return table
+
+
+def read_path(path: Path) -> Table:
+    """A folder of images, a pair of .ts files, or a file."""
+    if path.is_dir():
+        return _pictures(path)
+    if path.suffix.lower() == ".ts":
+        return _series(path)
+    return replace(read_file(path), folder=path.parent)
+
+
+def _pictures(root: Path) -> Table:
+    files = sorted(file for file in root.rglob("*") if file.suffix.lower() in PICTURES)
+    if not files:
+        raise DataError(f"expected a file, or a folder with images, got the folder {short(str(root))} without any")
+    places = [file.relative_to(root).parts[:-1] for file in files]
+    columns: dict[str, Any] = {"file": [str(file.relative_to(root)) for file in files]}
+    if all(places):
+        columns["class"] = [place[-1] for place in places]
+    parted = all(len(place) > 1 and place[0].lower() in WORDS for place in places)
+    if parted:
+        columns["part"] = [WORDS[place[0].lower()] for place in places]
+    return Table(
+        columns, range(1, len(files) + 1), root.name, "file, from 1", structures=list(map(str, files)), modality="images",
+        parted="part" if parted else None, labelled="class" if "class" in columns else None,
+    )  # fmt: skip
+
+
+def _series(path: Path) -> Table:
+    """A .ts file; the test file that lies beside a training file is read with it."""
+    try:
+        from aeon.datasets import load_from_ts_file
+    except ImportError as error:
+        raise DataError("expected aeon to read series, got none; run: pip install aeon") from error
+    other = path.with_name(re.sub("_TRAIN$", "_TEST", path.stem, flags=re.IGNORECASE) + path.suffix)
+    inputs: list[Any] = []
+    labels: list[Any] = []
+    words: list[str] = []
+    for word, file in {"train": path, "test": other}.items() if other != path and other.is_file() else [("", path)]:
+        try:
+            found = load_from_ts_file(str(file))
+        except (OSError, ValueError, IndexError, UnicodeDecodeError) as error:
+            raise DataError(f"expected a .ts file, got {short(str(file), 200)} ({_say(error)})") from None
+        x, y = found if isinstance(found, tuple) else (found, None)
+        if not len(x):
+            raise DataError(f"expected a .ts file with series, got none in {file.name}")
+        inputs += [np.asarray(series, dtype=np.float32) for series in x]
+        labels += [f"class {label}" for label in y] if y is not None else [None] * len(x)
+        words += [word] * len(x)
+    columns: dict[str, Any] = {"series": list(range(1, len(inputs) + 1))}
+    columns |= {"class": labels} if any(label is not None for label in labels) else {}
+    columns |= {"part": words} if any(words) else {}
+    return Table(
+        columns, range(1, len(inputs) + 1), path.name, FROM_ONE, structures=inputs, modality="series",
+        parted="part" if any(words) else None, labelled="class" if "class" in columns else None,
+    )  # fmt: skip
 
 
 def read_file(path: Path) -> Table:
@@ -101,8 +168,6 @@ def read_file(path: Path) -> Table:
 
 def _bytes(path: Path, kind: str) -> bytes:
     try:
-        if path.is_dir():
-            raise DataError(f"expected a file, got the folder {short(str(path))}; name a file inside it")
         if kind not in SUFFIXES:
             known = ", ".join(SUFFIXES)
             missing = "" if path.exists() else ", and there is no such file or bundled task"
@@ -177,7 +242,7 @@ def _sdf(text: str, name: str) -> Table:
     properties = [m.GetPropsAsDict(autoConvertStrings=False) if m is not None else {} for m in molecules]
     names = dict.fromkeys(key for record in properties for key in record)
     columns = {key: [record.get(key) for record in properties] for key in names}
-    return Table(columns, range(1, len(molecules) + 1), name, FROM_ONE, structures=molecules)
+    return Table(columns, range(1, len(molecules) + 1), name, FROM_ONE, structures=molecules, modality="molecules")
 
 
 def _is_hub_id(data: str | Path) -> bool:

@@ -1,0 +1,263 @@
+"""Every kind of input from the user's own files: read, trained, predicted and evaluated by the command line."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+from sklearn.datasets import load_digits, load_iris
+from typer.testing import CliRunner
+
+from reprogram.errors import DataError
+from tasks import MODALITIES, available, load_task, read_inputs
+from tasks.cli import app
+
+runner = CliRunner()
+
+
+def call(*arguments):
+    return runner.invoke(app, [str(a) for a in arguments])
+
+
+def pictures(root, count=24, parts=False):
+    """Digits 0 and 1 as files in folders named like their class."""
+    data = load_digits(n_class=2)
+    for i in range(count):
+        part = ("train", "valid", "test")[i % 3] if parts else ""
+        folder = root / part / ("zero", "one")[data.target[i]]
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray((data.images[i] * 15).astype(np.uint8)).save(folder / f"{i}.png")
+    return root
+
+
+def test_a_folder_of_images_is_a_task(tmp_path):
+    task = load_task(str(pictures(tmp_path / "plain")))
+    assert (task.modality, task.kind, task.metric, task.classes) == (
+        "images",
+        "classification",
+        "accuracy",
+        ("one", "zero"),
+    )
+    assert len(task) == 24 and sum(map(len, task.split.values())) == 24
+    parted = load_task(str(pictures(tmp_path / "parted", parts=True)))
+    assert [len(parted.split[p]) for p in ("train", "validation", "test")] == [8, 8, 8]
+
+
+def test_images_named_in_a_table_are_found_beside_it(tmp_path):
+    root = pictures(tmp_path / "root")
+    files = sorted(root.rglob("*.png"))
+    rows = {
+        "file": [str(f.relative_to(root)) for f in files] + ["gone.png"],
+        "y": [f.parent.name for f in files] + ["one"],
+    }
+    pd.DataFrame(rows).to_csv(root / "labels.csv", index=False)
+    task = load_task(str(root / "labels.csv"))
+    assert (task.modality, len(task), task.input_name) == ("images", 24, "file")
+    assert [(d.row, "gone.png" in d.input) for d in task.report.dropped] == [(26, True)]
+
+
+def test_a_bad_image_is_dropped_with_its_reason(tmp_path):
+    root = pictures(tmp_path / "root")
+    (root / "one" / "x.png").write_bytes(b"no picture")
+    task = load_task(str(root))
+    (dropped,) = task.report.dropped
+    assert "readable image" in dropped.reason and dropped.input.endswith("x.png")
+
+
+def ts_files(folder, count=12):
+    """A TRAIN and a TEST file of two kinds of series, of unequal length."""
+    drawn = np.random.default_rng(0)
+    for part in ("TRAIN", "TEST"):
+        lines = ["@problemName waves", "@univariate true", "@equalLength false", "@classLabel true a b", "@data"]
+        for i in range(count):
+            t = np.arange(30 + i)
+            values = np.sin(t / (2 if i % 2 else 5)) + 0.1 * drawn.normal(size=len(t))
+            lines.append(",".join(f"{v:.4f}" for v in values) + f":{'ab'[i % 2]}")
+        (folder / f"Waves_{part}.ts").write_text("\n".join(lines) + "\n")
+    return folder / "Waves_TRAIN.ts"
+
+
+def test_a_ts_file_brings_its_test_file(tmp_path):
+    pytest.importorskip("aeon")
+    task = load_task(str(ts_files(tmp_path)))
+    assert (task.modality, task.classes) == ("series", ("class a", "class b"))
+    assert len(task.split["test"]) == 12 and len(task.split["train"]) + len(task.split["validation"]) == 12
+    alone = load_task(str(tmp_path / "Waves_TEST.ts"), split="random")
+    assert len(alone) == 12
+
+
+def test_series_in_a_table_may_end_early_and_have_no_gap(tmp_path):
+    rows = np.random.default_rng(0).normal(size=(20, 6)).round(3)
+    frame = pd.DataFrame(rows, columns=[f"t{i}" for i in range(6)])
+    frame.loc[0, ["t4", "t5"]] = np.nan
+    frame.loc[1, "t2"] = np.nan
+    frame["kind"] = ["up", "down"] * 10
+    frame.to_csv(tmp_path / "s.csv", index=False)
+    task = load_task(str(tmp_path / "s.csv"), modality="series", target="kind")
+    assert task.inputs[0].shape == (4,) and len(task) == 19
+    (dropped,) = task.report.dropped
+    assert dropped.row == 3 and "without gaps" in dropped.reason
+
+
+def test_a_table_keeps_its_columns_for_prediction(tmp_path):
+    iris = load_iris(as_frame=True).frame
+    iris["target"] = iris["target"].map({0: "setosa", 1: "versicolor", 2: "virginica"})
+    iris.iloc[3, 0] = np.nan
+    iris.to_csv(tmp_path / "iris.csv", index=False)
+    task = load_task(str(tmp_path / "iris.csv"), modality="tables", target="target")
+    assert task.inputs[0].shape == (4,) and len(task) == 149 and "missing" in task.report.dropped[0].reason
+    shuffled = iris[iris.columns[::-1]]
+    again = read_inputs(shuffled, modality="tables", **task.preprocessing)
+    np.testing.assert_allclose(again.inputs[0], task.inputs[0])
+    iris["note"] = "x"
+    with pytest.raises(DataError, match="numbers in column 'note', got 'x' at row 0"):
+        load_task(iris, modality="tables", target="target")
+
+
+def test_peptides_texts_and_reactions_are_brought_to_one_form():
+    peptides = {
+        "sequence": ["gllk ", "GLLK", "GAX", *(f"{'GALK'[i % 4] * (i + 1)}" for i in range(12))],
+        "y": [1.5, 2, 3, *range(12)],
+    }
+    task = load_task(peptides)
+    assert task.modality == "peptides" and task.inputs[0] == "GLLK" and len(task) == 13
+    assert "'X' is not one of the twenty" in task.report.dropped[0].reason
+    assert len(task.report.merged) == 1
+    words = {"text": ["  a  b\n", *(f"word {i}" for i in range(12)), ""], "y": [float(i) for i in range(14)]}
+    task = load_task(words)
+    assert task.inputs[0] == "a b" and task.report.dropped[0].reason == "the cell is empty"
+
+
+def test_reactions_are_canonical_without_atom_numbers():
+    clean = MODALITIES["reactions"].clean()
+    assert clean("OC.Cl>O>ClC") == clean("Cl.[CH3:1][OH:2]>O>C[Cl:7]") == "CO.Cl.O>>CCl"
+    for bad, word in (
+        ("CCO", "no reaction SMILES"),
+        (">>CC", "no reactants"),
+        ("CC>>", "no products"),
+        ("C(>>C", "RDKit"),
+    ):
+        with pytest.raises(DataError, match=word):
+            clean(bad)
+
+
+def test_the_listing_names_every_modality_it_has():
+    listed = {info.name: info for info in available()}
+    assert {"freesolv", "digits", "gunpoint", "antimicrobial", "iris"} <= set(listed)
+    assert all(info.modality in MODALITIES and info.license and info.n and info.install for info in listed.values())
+    task = load_task("iris", seed=3)
+    assert len(task) == listed["iris"].n and task.metric == listed["iris"].metric
+
+
+@pytest.mark.parametrize("name", [info.name for info in available() if info.present and info.name != "fashion-mnist"])
+def test_bundled_tasks_are_what_the_listing_says(name):
+    info = next(info for info in available() if info.name == name)
+    if info.modality == "molecules":
+        return
+    task = load_task(name)
+    assert (len(task), task.modality, task.kind, task.metric) == (info.n, info.modality, info.kind, info.metric)
+
+
+def test_what_does_not_fit_a_bundled_task_is_one_sentence():
+    with pytest.raises(DataError, match="no columns with the bundled task 'digits'"):
+        load_task("digits", target="y")
+    with pytest.raises(DataError, match="expected images for the bundled task 'digits', got 'texts'"):
+        load_task("digits", modality="texts")
+    with pytest.raises(DataError, match="expected a modality among"):
+        load_task({"x": ["a"], "y": [1]}, modality="sounds")
+
+
+SMALL = json.dumps({"_target_": "reprogram.sources.load", "name_or_module": "efficientnet-lite0", "size": 32})
+
+
+def test_images_train_predict_and_evaluate_by_the_command_line(tmp_path):
+    root, out = pictures(tmp_path / "root", parts=True), tmp_path / "run"
+    done = call("train", "--data", root, "--source", SMALL, "--program", "none", "--mapping", "ridge", "--out", out)
+    assert done.exit_code == 0, done.stderr
+    fresh = pictures(tmp_path / "fresh", 6)
+    (fresh / "bad.png").write_bytes(b"x")
+    done = call("predict", out, "--data", fresh, "--out", tmp_path / "p.csv")
+    assert done.exit_code == 0, done.stderr
+    frame = pd.read_csv(tmp_path / "p.csv", keep_default_na=False)
+    assert {"file", "predicted_class", "probability_one", "probability_zero", "reason"} <= set(frame.columns)
+    assert len(frame) == 7 and (frame["reason"] != "").sum() == 1
+    (fresh / "bad.png").unlink()
+    done = call("evaluate", out, "--data", fresh, "--json")
+    assert done.exit_code == 0, done.stderr
+    found = json.loads(done.stdout)
+    accuracy = next(row for row in found["rows"] if row["metric"] == "accuracy")["value"]
+    truth = [file.split("/")[0] for file in frame["file"] if "/" in file]
+    guessed = [p for p, file in zip(frame["predicted_class"], frame["file"], strict=True) if "/" in file]
+    assert accuracy == pytest.approx(np.mean([a == b for a, b in zip(truth, guessed, strict=True)]))
+    assert found["data"]["seen_in_training"] == 2  # the same pixels under other names
+
+
+def test_series_and_tables_by_the_command_line(tmp_path):
+    pytest.importorskip("aeon")
+    out = tmp_path / "waves"
+    done = call(
+        "train",
+        "--data",
+        ts_files(tmp_path),
+        "--source",
+        "crepe-tiny",
+        "--program",
+        "none",
+        "--mapping",
+        "ridge",
+        "--out",
+        out,
+    )
+    assert done.exit_code == 0, done.stderr
+    done = call("predict", out, "--data", tmp_path / "Waves_TEST.ts", "--out", tmp_path / "p.csv")
+    assert done.exit_code == 0, done.stderr
+    frame = pd.read_csv(tmp_path / "p.csv")
+    assert list(frame["series"]) == list(range(1, 13)) and "probability_class a" in frame
+
+
+def test_peptides_by_the_command_line_drop_what_the_source_cannot_take(tmp_path):
+    drawn = np.random.default_rng(0)
+    rows = ["".join(drawn.choice(list("KLAG" if i % 2 else "DEST"), 9)) for i in range(60)]
+    frame = pd.DataFrame({"sequence": [*rows, "AB1"], "active": ["no", "yes"] * 30 + ["no"]})
+    frame.to_csv(tmp_path / "p.csv", index=False)
+    out = tmp_path / "run"
+    done = call(
+        "train",
+        "--data",
+        tmp_path / "p.csv",
+        "--source",
+        "chemnet",
+        "--program",
+        "none",
+        "--mapping",
+        "ridge",
+        "--out",
+        out,
+        "--json",
+    )
+    assert done.exit_code == 0, done.stderr
+    assert pd.read_csv(out / "dropped.csv")["row"].tolist() == [62]
+    done = call("predict", out, "--data", tmp_path / "p.csv", "--out", tmp_path / "q.csv")
+    assert done.exit_code == 0 and "60 of 61 rows predicted" in done.stdout, done.stderr
+
+
+def test_a_table_through_an_image_source(tmp_path):
+    out = tmp_path / "wine"
+    done = call(
+        "train",
+        "--data",
+        "wine",
+        "--train-size",
+        "40",
+        "--source",
+        SMALL,
+        "--epochs",
+        "1",
+        "--mapping",
+        "linear",
+        "--out",
+        out,
+    )
+    assert done.exit_code == 0, done.stderr
+    assert "FeatureCanvas" in (out / "config.json").read_text()
