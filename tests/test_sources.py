@@ -447,3 +447,20 @@ def test_random_weights_still_tell_inputs_apart(source, name):
     spread = features(random, inputs).std(0)
     assert float((spread > 1e-3).float().mean()) > 0.9
     assert load(name, weights="random", seed=1).digest != load(name, weights="random", seed=2).digest
+
+
+@pytest.mark.parametrize("name", ["chemnet", "annalog", "minilm", "rxnfp"])
+def test_a_large_batch_goes_in_parts_of_like_length_and_means_the_same(source, name, monkeypatch):
+    frozen = source(name)
+    texts = ["CC(=O)OC" if i % 3 else "C" * (20 + 2 * i) for i in range(36)]
+    batch = frozen.codec.collate(frozen.codec.encode(texts))
+    seen = []
+    handle = frozen.network.register_forward_pre_hook(
+        lambda module, args, kwargs: seen.append(len(kwargs["input_ids"])), with_kwargs=True
+    )
+    parts = frozen(batch)
+    monkeypatch.setattr("reprogram.sources.base.PART", 10**6)
+    whole = frozen(batch)
+    handle.remove()
+    assert len(seen) > 2 and sum(seen[:-1]) == seen[-1] == 36
+    torch.testing.assert_close(parts, whole, rtol=1e-4, atol=1e-4)
