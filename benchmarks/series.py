@@ -80,7 +80,7 @@ def chosen(epochs: int) -> list[Method]:
 
 
 def main() -> None:
-    options = parser(__doc__, tasks=tuple(NAMES)).parse_args()
+    options = parser(__doc__, tasks=NAMES).parse_args()
     epochs = EPOCHS
     if options.quick:
         options.tasks, options.seeds, epochs = ["italypowerdemand"], 1, 2
