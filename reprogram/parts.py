@@ -73,7 +73,8 @@ def programmable(source: Source) -> bool:
 def build_program(program: str | nn.Module, source: Source, inputs: Sequence[Any], seed: int) -> nn.Module:
     """A program by name, with the vocabulary or the moments of the training inputs where it needs them.
 
-    "auto" is the one for what the source takes: "delta", "free", "full" or "series", or "none".
+    "auto" is the one for what the source takes: "delta", "full" or "series"; for tokens "prompt" in front of texts in
+    words, which the source's own tokenizer reads, and "free" for SMILES and sequences, which are foreign to it; or "none".
     """
     if isinstance(program, nn.Module):
         if not hasattr(program, "bind"):
@@ -81,6 +82,8 @@ def build_program(program: str | nn.Module, source: Source, inputs: Sequence[Any
         return program
     if program == "auto":
         program = AUTO[source.takes] if programmable(source) else "none"
+        if program == "free" and in_words(inputs):
+            program = "prompt"
     if program not in PROGRAMS:
         raise DataError(f"expected program to be one of auto, {', '.join(PROGRAMS)}, got '{program}'")
     return PROGRAMS[program](inputs, seed)
@@ -104,6 +107,11 @@ def build_mapping(mapping: str | nn.Module, width: int, outputs: int, kind: str,
             raise DataError(f"expected classes for the label map '{mapping}', got {kind}; choose gp, linear or ridge")
         return LabelMap(width, outputs, method=mapping, seed=seed)
     return LinearMap(width, outputs, kind=kind, ridge=mapping == "ridge")
+
+
+def in_words(inputs: Sequence[Any]) -> bool:
+    """Whether most inputs are texts of several words; SMILES and sequences hold no space."""
+    return sum(isinstance(text, str) and len(text.split()) > 1 for text in inputs) > len(inputs) / 2
 
 
 def tokens_of(inputs: Sequence[Any]) -> list[str]:

@@ -32,7 +32,13 @@ __all__ = [
     "tidy",
 ]
 
-DEFAULT_SOURCE = {"molecules": "minimol", "images": "efficientnet-lite0", "series": "crepe", "peptides": "minilm"}
+DEFAULT_SOURCE = {
+    "molecules": "minimol",
+    "images": "efficientnet-lite0",
+    "series": "crepe",
+    "peptides": "minilm",
+    "texts": "minilm",
+}
 
 
 def methods(
@@ -56,7 +62,7 @@ def methods(
     found = [*kit.own(), *kit.tuned()]
     if modality == "molecules":
         found = [*kit.picked("fast" if auto else "slow"), *kit.own(), *kit.molecules(), *kit.tuned()]
-    elif modality in ("images", "series", "peptides"):
+    elif modality in ("images", "series", "peptides", "texts"):
         found[-2:-2] = getattr(kit, modality)()
     return {method.name: method for method in found}
 

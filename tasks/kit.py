@@ -85,6 +85,17 @@ class Kit:
             self.fixed("forest-descriptors", "baseline", [Learner((counts, scales), forest)], "both, random forest"),
         ]  # fmt: skip
 
+    def texts(self) -> list[Method]:
+        """What needs no language model: words and pairs of words."""
+        from tasks.texts import tfidf
+
+        def run(task: Task, seed: int) -> Prediction:
+            return Prediction(tidy(task.kind, tfidf(problem_of(task, seed))))
+
+        return [
+            Method("tfidf", "baseline", run, "fast", "words and pairs of words, TF-IDF, logistic regression or ridge")
+        ]
+
     def images(self) -> list[Method]:
         """What needs no source: grey pixels."""
         from tasks.images import pixel_source
