@@ -5,9 +5,10 @@
     python -m benchmarks.series --table                                  the Markdown table of what has been measured
 
 "pad" is Voice2Series: the series in a window of trained noise in front of CREPE, with its many-to-one label map or a
-trained map; "patches" is the layer of Time-LLM in front of MiniLM, beside the same layer without the language model. CREPE reads
-every series at one length, 7 ms a row and step; MiniLM reads a token for 8 samples of each channel, 320 ms a row of PigCVP,
-so the two sets of more than a thousand samples go without patches. `--epochs` is for the methods named here.
+trained map; "patches" is the layer of Time-LLM in front of MiniLM, beside the same layer without the language model.
+CREPE reads every series at one length, 7 ms a row and step; MiniLM reads a token for 8 samples of each channel, 320 ms
+a row of PigCVP, so the two sets of more than a thousand samples go without patches. `--epochs` is for the methods named
+here.
 """
 
 from __future__ import annotations
