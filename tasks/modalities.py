@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from reprogram.errors import DataError
-from tasks.labels import MISSING, short
+from tasks.labels import short
 from tasks.peptides import AMINO_ACIDS
 
 
@@ -74,8 +74,8 @@ def plain(clean: Callable[[Any], Any]) -> Callable[..., Callable[[Any], Any]]:
 
 def said(value: Any) -> str:
     """The text in a cell."""
-    text = "" if value is None else str(value).strip()
-    if text.lower() in MISSING:
+    text = "" if value is None or value != value else str(value).strip()
+    if not text:  # "NA" is a peptide and a word
         raise DataError("the cell is empty")
     return text
 

@@ -116,33 +116,39 @@ def _pictures(root: Path) -> Table:
     )  # fmt: skip
 
 
-def _series(path: Path) -> Table:
-    """A .ts file; the test file that lies beside a training file is read with it."""
+def ts_file(file: Path) -> tuple[list[np.ndarray], list[str] | None]:
+    """Series (C, L) of a .ts file and the names of their classes; None where it holds none.
+
+    Raises: DataError when aeon is absent, or the file cannot be read or is empty.
+    """
     try:
         from aeon.datasets import load_from_ts_file
     except ImportError as error:
         raise DataError("expected aeon to read series, got none; run: pip install aeon") from error
+    try:
+        found = load_from_ts_file(str(file))
+    except (OSError, ValueError, IndexError) as error:
+        raise DataError(f"expected a .ts file of series, got {short(str(file), 200)} ({_say(error)})") from error
+    x, y = found if isinstance(found, tuple) else (found, None)
+    if not len(x):
+        raise DataError(f"expected a .ts file of series, got none in {file.name}")
+    return [np.asarray(series, dtype=np.float32) for series in x], None if y is None else [f"class {c}" for c in y]
+
+
+def _series(path: Path) -> Table:
+    """A .ts file; the test file that lies beside a training file is read with it."""
     other = path.with_name(re.sub("_TRAIN$", "_TEST", path.stem, flags=re.IGNORECASE) + path.suffix)
-    inputs: list[Any] = []
-    labels: list[Any] = []
-    words: list[str] = []
-    for word, file in {"train": path, "test": other}.items() if other != path and other.is_file() else [("", path)]:
-        try:
-            found = load_from_ts_file(str(file))
-        except (OSError, ValueError, IndexError, UnicodeDecodeError) as error:
-            raise DataError(f"expected a .ts file, got {short(str(file), 200)} ({_say(error)})") from None
-        x, y = found if isinstance(found, tuple) else (found, None)
-        if not len(x):
-            raise DataError(f"expected a .ts file with series, got none in {file.name}")
-        inputs += [np.asarray(series, dtype=np.float32) for series in x]
-        labels += [f"class {label}" for label in y] if y is not None else [None] * len(x)
-        words += [word] * len(x)
+    files = {"train": path, "test": other} if other != path and other.is_file() else {"": path}
+    read = {word: ts_file(file) for word, file in files.items()}
+    inputs = [series for x, _ in read.values() for series in x]
     columns: dict[str, Any] = {"series": list(range(1, len(inputs) + 1))}
-    columns |= {"class": labels} if any(label is not None for label in labels) else {}
-    columns |= {"part": words} if any(words) else {}
+    if labelled := all(y is not None for _, y in read.values()):
+        columns["class"] = [label for _, y in read.values() for label in y or ()]
+    if parted := len(read) > 1:
+        columns["part"] = [word for word, (x, _) in read.items() for _ in x]
     return Table(
         columns, range(1, len(inputs) + 1), path.name, FROM_ONE, structures=inputs, modality="series",
-        parted="part" if any(words) else None, labelled="class" if "class" in columns else None,
+        parted="part" if parted else None, labelled="class" if labelled else None,
     )  # fmt: skip
 
 

