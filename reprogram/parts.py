@@ -22,6 +22,7 @@ from reprogram.programs import (
     Identity,
     Pad,
     Patches,
+    Prefix,
     Resize,
     Rewriter,
     SampleMask,
@@ -45,6 +46,7 @@ PROGRAMS: dict[str, Make] = {
     "sparse": lambda inputs, seed: Dictionary(tokens_of(inputs), sparsity=16, seed=seed),
     "rewrite": lambda inputs, seed: Rewriter(tokens_of(inputs), seed=seed),
     "prompt": lambda inputs, seed: SoftPrompt(seed=seed),
+    "prefix": lambda inputs, seed: Prefix(seed=seed),
     "words": lambda inputs, seed: TableTokens(**moments(inputs), seed=seed),
     "patches": lambda inputs, seed: Patches(seed=seed),
     # images

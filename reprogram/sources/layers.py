@@ -1,0 +1,79 @@
+"""The layers inside a frozen transformer: what each of them reads, seen or replaced during one forward pass."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+Change = Callable[[int, Tensor], Tensor]  # (number of the layer, hidden states (B, L, D)) -> what the layer reads
+
+
+def layers_of(model: nn.Module) -> list[nn.Module]:
+    """The layers of a Hugging Face encoder in the order they run; ALBERT's few groups run several times. [] if unknown."""
+    config = getattr(model, "config", None)
+    counts = {getattr(config, key, None) for key in ("num_hidden_layers", "num_hidden_groups")} - {None}
+    lists = (list(module) for module in model.modules() if isinstance(module, nn.ModuleList))
+    return next((found for found in lists if len(found) in counts), [])
+
+
+@contextmanager
+def reading(layers: Sequence[nn.Module], change: Change) -> Iterator[None]:
+    """Within this context the k-th call of a layer by this thread reads `change(k, states)`; afterwards nothing is left.
+
+    Other threads may run the same network at the same time: their calls are neither counted nor changed.
+    """
+    owner, number = threading.get_ident(), itertools.count()
+
+    def hook(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple, dict] | None:
+        if threading.get_ident() != owner:
+            return None
+        states = change(next(number), args[0] if args else kwargs["hidden_states"])
+        return ((states, *args[1:]), kwargs) if args else (args, kwargs | {"hidden_states": states})
+
+    handles = [layer.register_forward_pre_hook(hook, with_kwargs=True) for layer in layers]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def prompted(layers: Sequence[nn.Module], deep: Tensor | None) -> Iterator[None]:
+    """Layer k, counted from 0, reads `deep[k - 1]` at its first P positions; the first layer reads what it is given.
+
+    Shapes: deep (layers - 1 or fewer, P, D); None changes nothing.
+    """
+    if deep is None or not len(deep):
+        yield
+        return
+
+    def replaced(number: int, states: Tensor) -> Tensor:
+        if not 1 <= number <= len(deep):
+            return states
+        rows = deep[number - 1].to(states.dtype).expand(len(states), -1, -1)
+        return torch.cat([rows, states[:, rows.shape[1] :]], dim=1)
+
+    with reading(layers, replaced):
+        yield
+
+
+def states_read(network: nn.Module, layers: Sequence[nn.Module], embeds: Tensor) -> list[Tensor]:
+    """What each layer reads when `network` is fed `embeds` (1, L, D), one (1, L, D) per layer, without gradient."""
+    found: list[Tensor] = []
+
+    def noted(number: int, states: Tensor) -> Tensor:
+        found.append(states)
+        return states
+
+    with torch.no_grad(), reading(layers, noted):
+        network(
+            inputs_embeds=embeds, attention_mask=torch.ones(embeds.shape[:2], dtype=torch.long, device=embeds.device)
+        )
+    return found
