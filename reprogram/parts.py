@@ -20,6 +20,7 @@ from reprogram.programs import (
     FreeEmbeddings,
     GraphDelta,
     Identity,
+    LowRank,
     Pad,
     Patches,
     Prefix,
@@ -38,6 +39,7 @@ from reprogram.sources import Source
 Make = Callable[[Sequence[Any], int], nn.Module]  # (training inputs, seed) -> program
 PROGRAMS: dict[str, Make] = {
     "none": lambda inputs, seed: Identity(),
+    "lora": lambda inputs, seed: LowRank(Identity(), seed=seed),
     # molecular graphs
     "delta": lambda inputs, seed: GraphDelta(),
     # tokens

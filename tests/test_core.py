@@ -29,6 +29,7 @@ PROGRAMS = {
     "dense": lambda: rp.Dictionary(TOKENS, sparsity=None, atoms=20, split="characters"),
     "sparse": lambda: rp.Dictionary(TOKENS, sparsity=3, atoms=20, split="characters"),
     "prompt": lambda: rp.SoftPrompt(prompt_length=3),
+    "lora": lambda: rp.programs.LowRank(rp.FreeEmbeddings(TOKENS, split="characters"), rank=2),
 }
 MAPPINGS = {
     "linear": lambda kind, t: rp.LinearMap(8, t, kind=kind),

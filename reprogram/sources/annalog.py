@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import pickle
 import re
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -120,7 +121,7 @@ class AnnalogEncoder(nn.Module):
         deep: Tensor | None = None,
     ) -> Tensor:  # fmt: skip
         rows = self.model.encoder.tokens(input_ids) if inputs_embeds is None else inputs_embeds
-        with prompted(self.layers(), deep):
+        with nullcontext() if deep is None else prompted(self.layers(), deep):
             memory = self.model.encode(rows, attention_mask)
         if attention_mask is None:
             return memory.mean(1)

@@ -5,11 +5,14 @@ from __future__ import annotations
 import copy
 import hashlib
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
+
+from reprogram.sources.layers import UPDATES, updated
 
 Record = dict[str, Tensor]
 Batch = dict[str, Tensor]
@@ -152,7 +155,9 @@ class Source(nn.Module):
     or "series") and `returns` what comes out ("features" or "logits", the latter with `labels`). `embedding` is the
     (V, D) table of word embeddings where the network has one: token programs write mixtures of its rows.
 
-    Raises: ValueError for an unknown `takes` or `returns`.
+    A program's low-rank updates of linear layers, `batch["updates"]`, act during that pass and leave no trace.
+
+    Raises: ValueError for an unknown `takes` or `returns`, and for a network with peft adapters that are to be trained.
     """
 
     def __init__(
@@ -179,6 +184,12 @@ class Source(nn.Module):
         self._freeze()
 
     def _freeze(self) -> None:
+        adapters = {type(module).__module__.split(".")[0] for module in self.network.modules()} & {"peft"}
+        if adapters and any(weight.requires_grad for weight in self.network.parameters()):
+            raise ValueError(
+                f"expected a network to freeze as source '{self.name}', got one with peft adapters that are to be trained; "
+                "take programs.from_peft, which makes them a part of the program, or merge_and_unload them"
+            )
         self.network.requires_grad_(False)
         self.network.eval()
 
@@ -190,7 +201,9 @@ class Source(nn.Module):
         # A caller may have called requires_grad_ or train on a module above or below this one.
         if self.network.training or any(weight.requires_grad for weight in self.network.parameters()):
             self._freeze()
-        values = self.network(**batch)
+        updates = updated(self.network, batch[UPDATES]) if UPDATES in batch else nullcontext()
+        with updates:
+            values = self.network(**{key: value for key, value in batch.items() if key != UPDATES})
         if values.ndim != 2 or values.shape[1] != self.width:
             raise ValueError(
                 f"expected {self.width} values per input from source '{self.name}', got an output of shape "

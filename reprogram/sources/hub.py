@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,7 @@ class MeanPooled(nn.Module):
         self, input_ids: Tensor | None = None, inputs_embeds: Tensor | None = None, attention_mask: Tensor | None = None,
         deep: Tensor | None = None,
     ) -> Tensor:  # fmt: skip
-        with prompted(self.layers() if deep is not None else (), deep):
+        with nullcontext() if deep is None else prompted(self.layers(), deep):
             hidden = self.model(
                 input_ids=input_ids, inputs_embeds=inputs_embeds, attention_mask=attention_mask
             ).last_hidden_state

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import itertools
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
+UPDATES = "updates"  # the key under which a program hands low-rank updates, {layer: (A, B)}, to the source
 Change = Callable[[int, Tensor], Tensor]  # (number of the layer, hidden states (B, L, D)) -> what the layer reads
 
 
@@ -22,37 +24,49 @@ def layers_of(model: nn.Module) -> list[nn.Module]:
     return next((found for found in lists if len(found) in counts), [])
 
 
+def own_thread(hook: Callable[..., Any]) -> Callable[..., Any]:
+    """`hook` for calls of this thread alone: others may run the same network at the same time."""
+    owner = threading.get_ident()
+    return lambda *given: hook(*given) if threading.get_ident() == owner else None
+
+
 @contextmanager
 def reading(layers: Sequence[nn.Module], change: Change) -> Iterator[None]:
-    """Within this context the k-th call of a layer by this thread reads `change(k, states)`; afterwards nothing is left.
+    """Within this context the k-th call of a layer by this thread reads `change(k, states)`; afterwards nothing is left."""
+    number = itertools.count()
 
-    Other threads may run the same network at the same time: their calls are neither counted nor changed.
-    """
-    owner, number = threading.get_ident(), itertools.count()
-
-    def hook(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple, dict] | None:
-        if threading.get_ident() != owner:
-            return None
+    def hook(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple, dict]:
         states = change(next(number), args[0] if args else kwargs["hidden_states"])
         return ((states, *args[1:]), kwargs) if args else (args, kwargs | {"hidden_states": states})
 
-    handles = [layer.register_forward_pre_hook(hook, with_kwargs=True) for layer in layers]
-    try:
+    with ExitStack() as stack:
+        for layer in layers:
+            stack.enter_context(layer.register_forward_pre_hook(own_thread(hook), with_kwargs=True))
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 @contextmanager
-def prompted(layers: Sequence[nn.Module], deep: Tensor | None) -> Iterator[None]:
+def updated(network: nn.Module, updates: Mapping[str, tuple[Tensor, Tensor]]) -> Iterator[None]:
+    """Within this context the named linear layers give $Wx + BAx$ to this thread; afterwards nothing is left.
+
+    Shapes: x (..., inputs), A (rank, inputs), B (outputs, rank).
+    """
+
+    def hook(a: Tensor, b: Tensor) -> Callable[..., Tensor]:
+        return own_thread(lambda layer, args, y: y + F.linear(F.linear(args[0], a.to(y.dtype)), b.to(y.dtype)))
+
+    with ExitStack() as stack:
+        for name, (a, b) in updates.items():
+            stack.enter_context(network.get_submodule(name).register_forward_hook(hook(a, b)))
+        yield
+
+
+@contextmanager
+def prompted(layers: Sequence[nn.Module], deep: Tensor) -> Iterator[None]:
     """Layer k, counted from 0, reads `deep[k - 1]` at its first P positions; the first layer reads what it is given.
 
-    Shapes: deep (layers - 1 or fewer, P, D); None changes nothing.
+    Shapes: deep (layers - 1 or fewer, P, D).
     """
-    if deep is None or not len(deep):
-        yield
-        return
 
     def replaced(number: int, states: Tensor) -> Tensor:
         if not 1 <= number <= len(deep):
