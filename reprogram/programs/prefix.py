@@ -12,7 +12,7 @@ from reprogram.config import configurable
 from reprogram.errors import DataError
 from reprogram.programs.tokens import SoftPrompt
 from reprogram.sources.base import Batch, Record, Source
-from reprogram.sources.layers import states_read
+from reprogram.sources.layers import DEEP, states_read
 
 
 @configurable
@@ -71,4 +71,4 @@ class Prefix(nn.Module):
         return self.soft.length(record)
 
     def forward(self, batch: Batch) -> Batch:
-        return self.soft(batch) | {"deep": self.deep}
+        return self.soft(batch) | {DEEP: self.deep}

@@ -12,7 +12,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from reprogram.sources.layers import UPDATES, updated
+from reprogram.sources.layers import DEEP, UPDATES, refuse_compiled, updated
 
 Record = dict[str, Tensor]
 Batch = dict[str, Tensor]
@@ -197,10 +197,21 @@ class Source(nn.Module):
         """Nothing to switch: a source is always in eval mode."""
         return super().train(False)
 
+    def compile(self, *args: Any, **options: Any) -> None:
+        """Compile the network in place by `torch.compile` with these options; weights, digest and artefacts stay the same.
+
+        Never done unasked, because it does not always pay: EfficientNet-Lite0 forward and backward over 32 images of 64×64
+        took 426 ms compiled by inductor and 269 ms as it is, on 2 CPU cores. `load(torch.compile(network), …)` does as
+        well. Programs that reach into the layers (`Prefix`, `LowRank`) raise ValueError in front of compiled code.
+        """
+        self.network.compile(*args, **options)
+
     def forward(self, batch: Batch) -> Tensor:
         # A caller may have called requires_grad_ or train on a module above or below this one.
         if self.network.training or any(weight.requires_grad for weight in self.network.parameters()):
             self._freeze()
+        if DEEP in batch or UPDATES in batch:
+            refuse_compiled(self.network)
         updates = updated(self.network, batch[UPDATES]) if UPDATES in batch else nullcontext()
         with updates:
             values = self.network(**{key: value for key, value in batch.items() if key != UPDATES})
@@ -221,7 +232,8 @@ class Source(nn.Module):
         """16 hexadecimal digits that change with any weight: SHA-256 over names, dtypes, shapes and bytes."""
         if self._digest is None:
             total = hashlib.sha256()
-            for key, value in sorted(self.network.state_dict().items()):
+            plain = {key.replace("_orig_mod.", ""): value for key, value in self.network.state_dict().items()}
+            for key, value in sorted(plain.items()):  # torch.compile prefixes names, and changes no weight
                 total.update(f"{key} {value.dtype} {tuple(value.shape)}\n".encode())
                 total.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
             self._digest = total.hexdigest()[:16]

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-UPDATES = "updates"  # the key under which a program hands low-rank updates, {layer: (A, B)}, to the source
+# keys under which a program hands the source hidden states of a prompt, and low-rank updates {layer: (A, B)}
+DEEP, UPDATES = "deep", "updates"
 Change = Callable[[int, Tensor], Tensor]  # (number of the layer, hidden states (B, L, D)) -> what the layer reads
 
 
@@ -91,3 +92,11 @@ def states_read(network: nn.Module, layers: Sequence[nn.Module], embeds: Tensor)
             inputs_embeds=embeds, attention_mask=torch.ones(embeds.shape[:2], dtype=torch.long, device=embeds.device)
         )
     return found
+
+
+def refuse_compiled(network: nn.Module) -> None:
+    """Raise ValueError for a compiled network: compiled code does not look for hooks again."""
+    if any(module._compiled_call_impl is not None or "_orig_mod" in module._modules for module in network.modules()):
+        raise ValueError(
+            "expected a source that is not compiled for deep prompts or low-rank updates, got a compiled one; load it again"
+        )
