@@ -95,6 +95,24 @@ def test_training_moves_the_program_and_never_the_source(given):
 
 
 @each()
+def test_one_forward_and_one_backward_of_the_source_per_step(given):
+    program, source, inputs = given
+    model, passes = assembled(program, source), {"forward": 0, "backward": 0}
+
+    def backward(gradient):
+        passes["backward"] += 1
+
+    def forward(network, args, output):
+        passes["forward"] += 1
+        if output.requires_grad:
+            output.register_hook(backward)
+
+    source.network.register_forward_hook(forward)
+    fit(model, {"train": (inputs, classes())}, epochs=3, batch_size=8, progress=False)
+    assert passes == {"forward": 3 * 3 + 1, "backward": 3 * 3}  # once before, to standardise
+
+
+@each()
 def test_save_and_load_is_identity(given, tmp_path):
     program, source, inputs = given
     model = assembled(program, source)
