@@ -21,7 +21,7 @@ from reprogram.side_by_side import Parallel, SideBySide
 from reprogram.sources import BlackBox, Source, catalogue, load
 from reprogram.stack import Stack
 from reprogram.surrogate import prime
-from reprogram.train import History, fit, predict, refresh
+from reprogram.train import History, fit, predict, predict_stream, refresh
 from reprogram.trainer import trainer_collator, trainer_rows
 
 __version__ = "0.1.0"
@@ -29,7 +29,7 @@ __all__ = [
     "BlackBox", "BudgetError", "DataError", "Dictionary", "ForestMap", "FreeEmbeddings", "GaussianProcess",
     "GraphDelta", "History", "Identity", "LabelMap", "LinearMap", "Parallel", "ReprogramClassifier",
     "ReprogramRegressor", "Reprogrammed", "SideBySide", "SoftPrompt", "Source", "Stack", "adam", "adapt",
-    "build", "catalogue", "evidence", "fit", "load", "momentum", "predict", "prime", "refresh", "select",
+    "build", "catalogue", "evidence", "fit", "load", "momentum", "predict", "predict_stream", "prime", "refresh", "select",
     "supervised", "to_spec", "trainer_collator", "trainer_rows", "vocabulary",
 ]  # fmt: skip
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from reprogram.side_by_side import CACHED
 if TYPE_CHECKING:
     from reprogram.model import Reprogrammed
 
+Inputs = TypeVar("Inputs", bound=Iterable[Any])
 EVALUATION_BATCH = 64
 KINDS = ("regression", "classification", "multilabel")
 
@@ -55,7 +56,7 @@ def column(y: Tensor, kind: str) -> Tensor:
     return y[:, None] if kind != "classification" and y.ndim == 1 else y
 
 
-def no_text(inputs: Sequence[Any]) -> Sequence[Any]:
+def no_text(inputs: Inputs) -> Inputs:
     """`inputs`, unless it is one text, which would be read letter by letter: then a DataError."""
     if isinstance(inputs, str):
         raise DataError(f"expected a list of inputs, got the text {inputs[:40]!r}; pass [{inputs[:40]!r}]")

@@ -55,9 +55,9 @@ class Descent:
         return self.make(model)
 
 
-def adam(*, program: float = 3e-3, mapping: float = 1e-2, weight_decay: float = 0.0) -> Descent:
-    """Adam with one learning rate for the program and one for the map."""
-    return Descent(lambda model: torch.optim.Adam(rated(model, program, mapping), weight_decay=weight_decay))
+def adam(*, program: float = 3e-3, mapping: float = 1e-2, weight_decay: float = 0.0, adapter: float = 1e-3) -> Descent:
+    """Adam with one learning rate for the program, one for the map and one for low-rank updates beside a program."""
+    return Descent(lambda model: torch.optim.Adam(rated(model, program, mapping, adapter), weight_decay=weight_decay))
 
 
 def momentum(*, program: float = 0.05, mapping: float = 0.01) -> Descent:
@@ -87,8 +87,11 @@ def cma_rates(*, mapping: float = 0.01) -> Descent:
     return Descent(lambda model: torch.optim.SGD(rated(model, 1.0, mapping), lr=1.0), constant)
 
 
-def rated(model: Reprogrammed, program: float, mapping: float) -> list[dict[str, Any]]:
-    """Parameter groups of program and map with their learning rates."""
-    rates = {"program.": program, "mapping.": mapping}
-    groups = [{"params": [p for n, p in model.trainable() if n.startswith(k)], "lr": r} for k, r in rates.items()]
-    return [group for group in groups if group["params"]]
+def rated(model: Reprogrammed, program: float, mapping: float, adapter: float | None = None) -> list[dict[str, Any]]:
+    """Parameter groups of program, map and low-rank updates with their learning rates, by default the program's."""
+    rates = {"program": program, "mapping": mapping, "adapter": program if adapter is None else adapter}
+    groups: dict[str, list[nn.Parameter]] = {part: [] for part in rates}
+    for name, parameter in model.trainable():
+        parts = name.split(".")
+        groups["adapter" if "adapter" in parts else parts[0]].append(parameter)
+    return [{"params": groups[part], "lr": rate} for part, rate in rates.items() if groups[part]]

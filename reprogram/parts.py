@@ -20,8 +20,10 @@ from reprogram.programs import (
     FreeEmbeddings,
     GraphDelta,
     Identity,
+    LowRank,
     Pad,
     Patches,
+    Prefix,
     Resize,
     Rewriter,
     SampleMask,
@@ -37,6 +39,7 @@ from reprogram.sources import Source
 Make = Callable[[Sequence[Any], int], nn.Module]  # (training inputs, seed) -> program
 PROGRAMS: dict[str, Make] = {
     "none": lambda inputs, seed: Identity(),
+    "lora": lambda inputs, seed: LowRank(Identity(), seed=seed),
     # molecular graphs
     "delta": lambda inputs, seed: GraphDelta(),
     # tokens
@@ -45,6 +48,7 @@ PROGRAMS: dict[str, Make] = {
     "sparse": lambda inputs, seed: Dictionary(tokens_of(inputs), sparsity=16, seed=seed),
     "rewrite": lambda inputs, seed: Rewriter(tokens_of(inputs), seed=seed),
     "prompt": lambda inputs, seed: SoftPrompt(seed=seed),
+    "prefix": lambda inputs, seed: Prefix(seed=seed),
     "words": lambda inputs, seed: TableTokens(**moments(inputs), seed=seed),
     "patches": lambda inputs, seed: Patches(seed=seed),
     # images

@@ -5,9 +5,10 @@ from __future__ import annotations
 import copy
 import hashlib
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -365,7 +366,6 @@ def progress_bar(loop: Loop, history: History, shown: bool):
     )  # fmt: skip
 
 
-@torch.no_grad()
 def predict(model: Reprogrammed, inputs: Sequence[Any], *, accelerator: Any = None) -> np.ndarray:
     """Predictions for raw inputs, in their order; memory does not grow with their number.
 
@@ -373,9 +373,29 @@ def predict(model: Reprogrammed, inputs: Sequence[Any], *, accelerator: Any = No
     """
     if not len(inputs):
         raise DataError("expected at least one input to predict, got none; check the file or the list")
-    model.eval()
-    inputs, found = list(no_text(inputs)), []
-    for start in range(0, len(inputs), CHUNK):
-        output = model.mapping(features_of(model, model.encode(inputs[start : start + CHUNK]), accelerator))
-        found.append(probabilities(model.mapping.kind, output).cpu())
-    return torch.cat(found).numpy()
+    return np.concatenate(list(predicted(model, list(no_text(inputs)), CHUNK, accelerator)))
+
+
+def predict_stream(
+    model: Reprogrammed, inputs: Iterable[Any], *, batch_size: int = 256, accelerator: Any = None
+) -> Iterator[np.ndarray]:
+    """Predictions for a stream of raw inputs, one row (T,) or (C,) each as in `predict`, while it is read.
+
+    `batch_size` inputs are read, predicted and forgotten at a time, so that neither stream nor answer has to end or to fit
+    into memory. From a streamed data set: `predict_stream(model, (row["image"] for row in dataset))`. A row number in an
+    error counts from the start of its batch.
+    """
+    if batch_size < 1:
+        raise DataError(f"expected a batch_size of at least 1, got {batch_size}")
+    return chain.from_iterable(predicted(model, no_text(inputs), batch_size, accelerator))
+
+
+def predicted(model: Reprogrammed, inputs: Iterable[Any], size: int, accelerator: Any) -> Iterator[np.ndarray]:
+    """Predictions (size, T) of each piece of the inputs."""
+    stream = iter(inputs)
+    while piece := list(islice(stream, size)):
+        model.eval()
+        with torch.no_grad():
+            output = model.mapping(features_of(model, model.encode(piece), accelerator))
+            found = probabilities(model.mapping.kind, output).cpu().numpy()
+        yield found

@@ -16,6 +16,7 @@ from tasks.task import Task
 
 FASHION = Path("/usr/share/datasets/fashion-mnist")
 FASHION_INSTALL = "apt-get install dataset-fashion-mnist"
+BUFFER = 1000  # rows of a stream among which the next one is drawn
 CLOTHES = (
     "T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot",
 )  # fmt: skip
@@ -77,26 +78,45 @@ def image_folder(folder: str | Path, *, seed: int = 0, **options: Any) -> Task:
     return from_arrays(list(map(str, files)), [p[-1] for p in places], modality="images", seed=seed, **options)
 
 
-def from_dataset(dataset: Any, *, image: str = "image", label: str = "label", seed: int = 0, **options: Any) -> Task:
-    """A `datasets.Dataset` or `DatasetDict` with a column of pictures and one of labels; its parts are kept.
+def from_dataset(
+    dataset: Any, *, image: str = "image", label: str = "label", take: int | None = None, seed: int = 0, **options: Any
+) -> Task:
+    """A `datasets.Dataset`, an `IterableDataset`, or several as parts in a dict, with a column of pictures and of labels.
 
-    Raises: DataError for a missing column.
+    `take` reads only so many rows of each part, drawn by `seed`: a stream (`streaming=True`) is read as far as its shuffle
+    buffer of `take` rows, or 1000, wants, and never whole.
+
+    Raises: DataError for a missing column, and for a stream without `take`.
     """
     parts = dict(dataset) if isinstance(dataset, dict) else {"": dataset}
     inputs: list[Any] = []
     labels: list[Any] = []
     words: list[str] = []
     for word, part in parts.items():
-        if missing := [column for column in (image, label) if column not in part.column_names]:
-            raise DataError(f"expected a column {missing[0]!r} in the data set, got {', '.join(part.column_names)}")
-        inputs, labels, words = inputs + list(part[image]), labels + list(part[label]), words + [word] * len(part)
-        if names := getattr(part.features[label], "names", None):
+        pictures, theirs = read_columns(part, (image, label), take, seed)
+        inputs, labels, words = inputs + pictures, labels + theirs, words + [word] * len(pictures)
+        if names := getattr((part.features or {}).get(label), "names", None):
             options.setdefault("classes", names)
     if len(parts) > 1:
         options.setdefault("split", words)
     return from_arrays(
         inputs, labels, modality="images", seed=seed, **{"name": "dataset", "kind": "classification"} | options
     )
+
+
+def read_columns(part: Any, columns: Sequence[str], take: int | None, seed: int) -> list[list[Any]]:
+    """Columns of a data set, or of `take` rows of it drawn by `seed`."""
+    streamed = not hasattr(part, "__len__")
+    if streamed and take is None:
+        raise DataError("expected take=, how many rows to read from a stream, got none; pass for example take=1000")
+    names = part.column_names or list(next(iter(part), {}))  # a stream may not know its columns before it is read
+    if missing := [column for column in columns if column not in names]:
+        raise DataError(f"expected a column {missing[0]!r} in the data set, got {', '.join(names)}")
+    if take is not None:
+        buffer = {"buffer_size": max(take, BUFFER)} if streamed else {}
+        part = part.shuffle(seed=seed, **buffer).take(take if streamed else min(take, len(part)))
+    rows = list(part.select_columns(list(columns)))
+    return [[row[column] for row in rows] for column in columns]
 
 
 def sized(task: Task, rows: dict[str, int], seed: int = 0) -> Task:

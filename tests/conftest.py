@@ -114,3 +114,27 @@ def sound_source():
     return load(
         TinySound(), codec=SeriesCodec(64), takes="series", width=6, returns="logits", name="tiny-sound"
     )  # fmt: skip
+
+
+def make_bert_source(seed: int = 17, layers: int = 3):
+    """A frozen random BERT over single characters, in the wrapper that every encoder of the hub gets."""
+    from transformers import BertConfig, BertModel
+
+    from reprogram.sources import TokenCodec, load
+    from reprogram.sources.hub import MeanPooled
+
+    torch.manual_seed(seed)
+    config = BertConfig(
+        vocab_size=24, hidden_size=16, num_hidden_layers=layers, num_attention_heads=2, intermediate_size=24,
+        max_position_embeddings=64, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, initializer_range=0.4,
+    )  # fmt: skip
+    model = BertModel(config, add_pooling_layer=False)
+    characters = {c: i for i, c in enumerate("CNOcno()=#123FSHlrB", start=4)}
+    codec = TokenCodec(list, characters, unknown=3, pad=2, before=(0,), after=(1,), max_length=64)
+    table = model.get_input_embeddings().weight
+    return load(MeanPooled(model), codec=codec, takes="tokens", width=16, embedding=table, name="tiny-bert")
+
+
+@pytest.fixture
+def bert_source():
+    return make_bert_source()

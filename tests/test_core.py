@@ -29,6 +29,7 @@ PROGRAMS = {
     "dense": lambda: rp.Dictionary(TOKENS, sparsity=None, atoms=20, split="characters"),
     "sparse": lambda: rp.Dictionary(TOKENS, sparsity=3, atoms=20, split="characters"),
     "prompt": lambda: rp.SoftPrompt(prompt_length=3),
+    "lora": lambda: rp.programs.LowRank(rp.FreeEmbeddings(TOKENS, split="characters"), rank=2),
 }
 MAPPINGS = {
     "linear": lambda kind, t: rp.LinearMap(8, t, kind=kind),
@@ -458,6 +459,35 @@ def test_predicting_in_pieces_changes_nothing(tiny_source, toy, monkeypatch):
     whole = rp.predict(model, texts)
     monkeypatch.setattr(reprogram.train, "CHUNK", 7)
     assert np.allclose(rp.predict(model, texts), whole, atol=1e-5)
+
+
+def test_a_stream_is_predicted_while_it_is_read(tiny_source, toy):
+    from itertools import count, islice
+
+    import datasets
+
+    texts, y = toy
+    model, _ = rp.adapt(tiny_source, texts, y, epochs=1, progress=False)
+    whole, read = rp.predict(model, texts), []
+
+    def endless():
+        for i in count():
+            read.append(i)
+            yield texts[i % len(texts)]
+
+    found = []
+    for row in islice(rp.predict_stream(model.train(), endless(), batch_size=7), 50):
+        found.append(row)
+        assert len(read) <= (len(found) + 6) // 7 * 7  # never more than the batch at hand
+    assert np.allclose(np.stack(found), whole[:50], atol=1e-5) and not model.program.training
+    rows = datasets.Dataset.from_dict({"text": texts}).to_iterable_dataset()
+    again = list(rp.predict_stream(model, (row["text"] for row in rows)))
+    assert np.allclose(np.stack(again), whole, atol=1e-5)
+    assert list(rp.predict_stream(model, [])) == []
+    with pytest.raises(rp.DataError, match="batch_size of at least 1, got 0"):
+        rp.predict_stream(model, texts, batch_size=0)
+    with pytest.raises(rp.DataError, match="got the text"):
+        rp.predict_stream(model, "CCO")
 
 
 def test_unwritable_and_full_disk_leave_nothing(tiny_source, toy, tmp_path, monkeypatch):

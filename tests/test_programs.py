@@ -20,6 +20,7 @@ from reprogram.programs import (
     FeatureCanvas,
     Pad,
     Patches,
+    Prefix,
     Resize,
     Rewriter,
     SampleMask,
@@ -48,20 +49,22 @@ PROGRAMS = {
     "canvas": (lambda: FeatureCanvas(**moments(ROWS)), "rows"),
     "words": (lambda: TableTokens(**moments(ROWS)), "rows to tokens"),
     "rewriter": (lambda: Rewriter(list("CNOcF1"), split="characters", hidden=8), "texts to tokens"),
+    "prefix": (lambda: Prefix(prompt_length=2), "texts to layers"),
     "series": (lambda: SeriesPad(replicas=2, dropout=0.3), "waves"),
     "patches": (lambda: Patches(patch=8, stride=4, width=8, heads=2, prototypes=5), "waves to tokens"),
 }
 
 
 @pytest.fixture
-def given(request, pixel_source, sound_source, tiny_source, pictures):
+def given(request, pixel_source, sound_source, tiny_source, bert_source, pictures):
     """(program, source, inputs) by name."""
     make, kind = PROGRAMS[request.param]
     inputs = {
         "pictures": pictures[0][:24], "texts": TEXTS, "rows": ROWS, "rows to tokens": ROWS, "texts to tokens": TEXTS,
-        "waves": WAVES, "waves to tokens": MANY_WAVES,
+        "waves": WAVES, "waves to tokens": MANY_WAVES, "texts to layers": TEXTS,
     }[kind]  # fmt: skip
-    source = tiny_source if kind.endswith("tokens") else sound_source if kind == "waves" else pixel_source
+    sources = {"tokens": tiny_source, "waves": sound_source, "layers": bert_source}
+    source = sources.get(kind.split()[-1], pixel_source)
     return make(), source, inputs
 
 
@@ -89,6 +92,24 @@ def test_training_moves_the_program_and_never_the_source(given):
     assert source.digest == digest
     assert not source.network.training
     assert not model.program.training
+
+
+@each()
+def test_one_forward_and_one_backward_of_the_source_per_step(given):
+    program, source, inputs = given
+    model, passes = assembled(program, source), {"forward": 0, "backward": 0}
+
+    def backward(gradient):
+        passes["backward"] += 1
+
+    def forward(network, args, output):
+        passes["forward"] += 1
+        if output.requires_grad:
+            output.register_hook(backward)
+
+    source.network.register_forward_hook(forward)
+    fit(model, {"train": (inputs, classes())}, epochs=3, batch_size=8, progress=False)
+    assert passes == {"forward": 3 * 3 + 1, "backward": 3 * 3}  # once before, to standardise
 
 
 @each()

@@ -93,6 +93,47 @@ def test_data_sets_keep_their_names_and_parts():
         from_dataset(part, image="picture")
 
 
+def test_a_stream_is_read_no_further_than_asked():
+    import datasets
+
+    read = []
+
+    def rows(count):
+        for i in range(count):
+            read.append(i)
+            yield {"image": [[float(i % 2)] * 4] * 4, "label": i % 2, "text": "x"}
+
+    stream = datasets.IterableDataset.from_generator(rows, gen_kwargs={"count": 10**9})
+    with pytest.raises(DataError, match=r"expected take=, how many rows to read from a stream"):
+        from_dataset(stream)
+    with pytest.raises(DataError, match="column 'picture' in the data set, got image, label, text"):
+        from_dataset(stream, image="picture", take=3)
+    drawn = [from_dataset(as_arrays(stream), take=40, seed=seed) for seed in (0, 0, 1)]
+    assert len(drawn[0]) == 40 and max(read) < 1100
+    assert [task.inputs[0].shape for task in drawn] == [(4, 4)] * 3
+    assert drawn[0].targets.tolist() == drawn[1].targets.tolist() != drawn[2].targets.tolist()
+    assert all((picture == label).all() for picture, label in zip(drawn[0].inputs, drawn[0].targets, strict=True))
+
+
+def as_arrays(stream):
+    return stream.map(lambda row: {"image": np.asarray(row["image"], dtype=np.float32)})
+
+
+def test_a_stream_gives_the_rows_of_the_data_set_that_it_streams():
+    import datasets
+
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["no", "yes"])})
+    pictures = [np.full((4, 4), 7 * i, dtype=np.uint8) for i in range(30)]
+    whole = datasets.Dataset.from_dict({"image": pictures, "label": [0, 1] * 15}, features=features)
+    stream = whole.to_iterable_dataset()
+    task = from_dataset(stream, take=100)
+    assert task.classes == ("no", "yes") and len(task) == 30
+    assert {np.asarray(x)[0, 0] // 7 % 2 == y for x, y in zip(task.inputs, task.targets, strict=True)} == {True}
+    assert len(from_dataset(whole, take=12)) == 12
+    parts = datasets.IterableDatasetDict({"train": stream, "test": stream})
+    assert [len(from_dataset(parts, take=10).split[part]) for part in ("train", "validation", "test")] == [9, 1, 10]
+
+
 def test_peptides_hold_no_repeats():
     task = antimicrobial()
     assert task.classes == ("UniProt", "AMP")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import pickle
 import re
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
 from reprogram.sources.base import Source, TokenCodec
+from reprogram.sources.layers import prompted
 
 WIDTH, HEADS, HIDDEN, DEPTH, LENGTH = 256, 8, 512, 3, 102
 TOKEN = re.compile(r"\[[^\]]*\]|%\d\d|Br|Cl|.", re.DOTALL)
@@ -110,11 +112,17 @@ class AnnalogEncoder(nn.Module):
         super().__init__()
         self.model = model
 
+    def layers(self) -> list[nn.Module]:
+        """Where `deep` is read."""
+        return list(self.model.encoder.blocks)
+
     def forward(
-        self, input_ids: Tensor | None = None, inputs_embeds: Tensor | None = None, attention_mask: Tensor | None = None
-    ) -> Tensor:
+        self, input_ids: Tensor | None = None, inputs_embeds: Tensor | None = None, attention_mask: Tensor | None = None,
+        deep: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
         rows = self.model.encoder.tokens(input_ids) if inputs_embeds is None else inputs_embeds
-        memory = self.model.encode(rows, attention_mask)
+        with nullcontext() if deep is None else prompted(self.layers(), deep):
+            memory = self.model.encode(rows, attention_mask)
         if attention_mask is None:
             return memory.mean(1)
         mask = attention_mask[..., None].to(memory.dtype)

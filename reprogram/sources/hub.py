@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from reprogram.sources.base import Source, TokenCodec
+from reprogram.sources.layers import layers_of, prompted
 
 UNBOUNDED = 100_000  # tokenizers without a limit report a number near 1e30
 
@@ -18,19 +19,26 @@ UNBOUNDED = 100_000  # tokenizers without a limit report a number near 1e30
 class MeanPooled(nn.Module):
     r"""A transformer whose last hidden states are averaged over the tokens: `sum_t m_t h_t / sum_t m_t`.
 
-    Shapes: `input_ids` (B, L) or `inputs_embeds` (B, L, D), `attention_mask` (B, L); returns (B, width).
+    Shapes: `input_ids` (B, L) or `inputs_embeds` (B, L, D), `attention_mask` (B, L), `deep` (layers - 1, P, D), what all
+    layers but the first read at the first P positions; returns (B, width).
     """
 
     def __init__(self, model: nn.Module):
         super().__init__()
         self.model = model
 
+    def layers(self) -> list[nn.Module]:
+        """Where `deep` is read."""
+        return layers_of(self.model)
+
     def forward(
-        self, input_ids: Tensor | None = None, inputs_embeds: Tensor | None = None, attention_mask: Tensor | None = None
-    ) -> Tensor:
-        hidden = self.model(
-            input_ids=input_ids, inputs_embeds=inputs_embeds, attention_mask=attention_mask
-        ).last_hidden_state
+        self, input_ids: Tensor | None = None, inputs_embeds: Tensor | None = None, attention_mask: Tensor | None = None,
+        deep: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
+        with nullcontext() if deep is None else prompted(self.layers(), deep):
+            hidden = self.model(
+                input_ids=input_ids, inputs_embeds=inputs_embeds, attention_mask=attention_mask
+            ).last_hidden_state
         if attention_mask is None:
             return hidden.mean(1)
         mask = attention_mask[..., None].to(hidden.dtype)

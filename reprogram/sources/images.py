@@ -83,6 +83,7 @@ def resized(image: Tensor, size: tuple[int, int]) -> Tensor:
     if tuple(image.shape[-2:]) == tuple(size):
         return image
     whole = image if image.ndim == 4 else image[None]
+    whole = whole if whole.dtype == torch.float64 else whole.float()  # no kernel for half precision on a CPU
     whole = F.interpolate(whole, size, mode="bilinear", antialias=True, align_corners=False)
     return whole if image.ndim == 4 else whole[0]
 
