@@ -256,7 +256,7 @@ def test_series_files_that_are_none_are_one_sentence(tmp_path):
     with pytest.raises(DataError, match="a series task among"):
         ucr("nothing")
     (tmp_path / "a.ts").write_text("no series here")
-    with pytest.raises(DataError, match="file with class labels"):
+    with pytest.raises(DataError, match="file of series"):
         from_ts(tmp_path / "a.ts", tmp_path / "a.ts")
-    with pytest.raises(DataError, match="file with class labels"):
+    with pytest.raises(DataError, match="file of series"):
         from_ts(tmp_path / "b.ts", tmp_path / "b.ts")
