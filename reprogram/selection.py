@@ -5,19 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from reprogram.errors import BudgetError, DataError
+from reprogram.errors import DataError
+from reprogram.label_map import METHODS
 from reprogram.model import Reprogrammed
 from reprogram.objectives import adam
 from reprogram.parts import AUTO, PROGRAMS, build_mapping, build_program
+from reprogram.search import Candidate, Told, Trial, search
 from reprogram.sources import Source
-from reprogram.train import Training, fit, refresh
-
-if TYPE_CHECKING:
-    import optuna
+from reprogram.train import History, Hook, Training, fit, refresh
 
 Data = Mapping[str, tuple[Sequence[Any], Any]]
 FITTING = {
@@ -29,30 +28,6 @@ FITTING = {
 }
 LABELLED = ("iterative", "bayesian+", "linear")  # maps of a source that answers with classes
 RATES = (3e-3, 1e-2, 3e-2)
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """One way to reprogram: a source by name, a program and a map by name, a learning rate for both."""
-
-    source: str
-    program: str
-    mapping: str
-    rate: float
-
-    def __str__(self) -> str:
-        return f"{self.program} → {self.source} → {self.mapping}, rate {self.rate:g}"
-
-
-@dataclass(frozen=True)
-class Trial:
-    """What a candidate reached: the smallest validation loss over `epochs` passes, and whether it was stopped early."""
-
-    candidate: Candidate
-    loss: float
-    epochs: int
-    stopped: bool
-    error: str = ""
 
 
 @dataclass(frozen=True)
@@ -92,10 +67,24 @@ class Selection:
 
 def candidates(source: Source, kind: str, programs: Sequence[str] | None = None) -> list[tuple[str, str]]:
     """Programs and maps that can stand around a source: (program, map) pairs."""
-    fitting = FITTING.get(source.takes, ("none",)) if source.differentiable and source.takes in AUTO else ("none",)
+    programmed = source.differentiable and source.takes in AUTO
+    fitting = FITTING[source.takes] if programmed else ("none",)
+    elsewhere = {p for own in FITTING.values() for p in own} if programmed else set(PROGRAMS)
     maps = LABELLED if source.returns == "logits" and kind == "classification" else ("linear",)
-    wanted = [p for p in (fitting if programs is None else programs) if p in PROGRAMS]
+    wanted = [p for p in (fitting if programs is None else programs) if p in fitting or p in set(PROGRAMS) - elsewhere]
     return [(program, mapping) for program in wanted for mapping in maps]
+
+
+def pool(
+    sources: Sequence[Source], kind: str, programs: Sequence[str] | None = None, rates: Sequence[float] = RATES
+) -> list[Candidate]:
+    """Every candidate once; where nothing is trained, no program and a label map, one rate stands for all."""
+    return [
+        Candidate(source.name, program, mapping, rate)
+        for source in sources
+        for program, mapping in candidates(source, kind, programs)
+        for rate in (rates[:1] if program == "none" and mapping in METHODS else rates)
+    ]
 
 
 def select(
@@ -103,81 +92,39 @@ def select(
     programs: Sequence[str] | None = None, rates: Sequence[float] = RATES, batch_size: int = 32, seed: int = 0,
     storage: str | Path | None = None, progress: bool = True,
 ) -> Selection:  # fmt: skip
-    """Try `budget` candidates and rank them by validation loss; weak ones are stopped early (successive halving).
+    """Try `budget` candidates and rank them by validation loss; weak ones are stopped early. See `search` for how.
 
     Args:
         data: `{"train": (inputs, targets), "validation": (inputs, targets)}`; nothing else is looked at.
-        sources: frozen sources to choose from; each with the programs and maps that fit it, or with `programs` alone.
+        sources: frozen sources to choose from, of different names; each with the programs and maps that fit it, or with
+            those of `programs` that do.
         budget: candidates tried, also those that are stopped early. `epochs` is the longest training of one.
-        storage: a journal file; a search that was stopped goes on from it.
+        storage: a file for the trials; a search that was stopped goes on from it.
 
-    Reference: Jamieson & Talwalkar, "Non-stochastic Best Arm Identification and Hyperparameter Optimization", AISTATS
-    2016, arXiv:1502.07943 (successive halving); the search is Optuna's TPE (Akiba et al., KDD 2019).
-    Raises: DataError for missing validation rows, no source, or when every candidate fails.
+    Raises: DataError for missing validation rows, no source, two of one name, or when every candidate fails.
     """
     if missing := [part for part in ("train", "validation") if part not in data]:
         raise DataError(f"expected training and validation rows to select on, got no {missing[0]} part")
     if not sources or budget < 1:
         raise DataError(f"expected at least one source and a budget of at least 1, got {len(sources)} and {budget}")
     known = {source.name: source for source in sources}
-    study = opened(storage, seed, epochs)
-    tried = {str(t.candidate): t for trial in study.trials if (t := finished(trial)) is not None}
-    options = {"epochs": epochs, "batch_size": batch_size, "seed": seed}
-    with progress_bar(budget, len(tried), progress) as bar:
-        for _ in range(10 * budget):  # the search may come back to what it has tried, which costs nothing
-            if len(tried) >= budget:
-                break
-            trial = study.ask()
-            candidate = suggested(trial, known, kind, programs, rates)
-            if str(candidate) in tried:
-                study.tell(trial, tried[str(candidate)].loss)
-                continue
-            tried[str(candidate)] = run(
-                candidate, known[candidate.source], data, kind, outputs, study, trial, **options
-            )
-            bar.update()
-    ranked = sorted(tried.values(), key=lambda t: t.loss)
+    if len(known) < len(sources):
+        raise DataError(f"expected sources of different names, got {', '.join(s.name for s in sources)}; rename one")
+    if not (choices := pool(sources, kind, programs, rates)):
+        raise DataError(f"expected a program that fits one of the sources, got {', '.join(programs or ())}")
+
+    def attempt(candidate: Candidate, told: Told) -> None:
+        def tell(state: Training) -> None:
+            state.stop = told(state.history.epochs[-1]["validation_loss"]) or state.stop
+
+        options = {"epochs": epochs, "batch_size": batch_size, "seed": seed, "hooks": [tell]}
+        trained(candidate, known[candidate.source], data, kind, outputs, **options)
+
+    trials = search(choices, attempt, budget=budget, epochs=epochs, seed=seed, journal=storage, progress=progress)
+    ranked = sorted(trials, key=lambda t: t.loss)
     if not np.isfinite(ranked[0].loss):
         raise DataError(f"expected a candidate that can be trained, got none: {ranked[0].error}")
     return Selection(tuple(ranked), seed, known)
-
-
-def progress_bar(total: int, done: int, shown: bool) -> Any:
-    """tqdm over candidates."""
-    from tqdm.auto import tqdm
-
-    return tqdm(total=total, initial=min(done, total), desc="select", unit="run", disable=not shown)
-
-
-def suggested(
-    trial: optuna.Trial, known: Mapping[str, Source], kind: str, programs: Sequence[str] | None, rates: Sequence[float]
-) -> Candidate:
-    """The candidate that the search wants next; a source's programs and maps are asked about under its own name."""
-    name = trial.suggest_categorical("source", sorted(known))
-    pairs = candidates(known[name], kind, programs)
-    program = trial.suggest_categorical(f"program of {name}", list(dict.fromkeys(p for p, _ in pairs)))
-    mapping = trial.suggest_categorical(f"map of {name}", list(dict.fromkeys(m for _, m in pairs)))
-    trial.set_user_attr("candidate", [name, program, mapping, rate := trial.suggest_categorical("rate", list(rates))])
-    return Candidate(name, program, mapping, rate)
-
-
-def opened(storage: str | Path | None, seed: int, epochs: int) -> optuna.Study:
-    """A study, from its journal where there is one."""
-    import optuna
-
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    kept = None
-    if storage is not None:
-        from optuna.storages import JournalStorage
-        from optuna.storages.journal import JournalFileBackend
-
-        Path(storage).parent.mkdir(parents=True, exist_ok=True)
-        kept = JournalStorage(JournalFileBackend(str(storage)))
-    return optuna.create_study(
-        study_name="reprogram", storage=kept, load_if_exists=True, direction="minimize",
-        sampler=optuna.samplers.TPESampler(seed=seed, n_startup_trials=8),
-        pruner=optuna.pruners.SuccessiveHalvingPruner(min_resource=max(1, epochs // 9), reduction_factor=3),
-    )  # fmt: skip
 
 
 def assembled(
@@ -188,51 +135,15 @@ def assembled(
     return Reprogrammed(program, source, build_mapping(candidate.mapping, source.width, outputs, kind, seed))
 
 
-def run(
-    candidate: Candidate, source: Source, data: Data, kind: str, outputs: int, study: optuna.Study, trial: optuna.Trial,
-    *, epochs: int, batch_size: int, seed: int,
-) -> Trial:  # fmt: skip
-    """Train one candidate; its validation loss after every pass decides whether it goes on."""
-    from optuna.trial import TrialState
-
-    pruned = False
-
-    def tell(state: Training) -> None:
-        nonlocal pruned
-        trial.report(state.history.epochs[-1]["validation_loss"], state.epoch + 1)
-        pruned = trial.should_prune()
-        state.stop = state.stop or pruned
-
-    try:
-        model = assembled(candidate, source, data["train"][0], outputs, kind, seed)
-        learns = any(True for _ in model.trainable())
-        rates = adam(program=candidate.rate, mapping=candidate.rate)
-        history = fit(
-            model, data, optimizer=rates, epochs=epochs if learns else 1, batch_size=batch_size,
-            patience=max(5, epochs // 3), hooks=[refresh, tell], seed=seed, progress=False,
-        )  # fmt: skip
-    except BudgetError:
-        raise
-    except ValueError as error:  # this one cannot be built or trained on these rows; others may
-        trial.set_user_attr("error", str(error))
-        study.tell(trial, state=TrialState.FAIL)
-        return Trial(candidate, float("inf"), 0, False, str(error))
-    found = Trial(candidate, min(history.column("validation_loss")), len(history.epochs), pruned)
-    trial.set_user_attr("best", found.loss)
-    trial.set_user_attr("epochs", found.epochs)
-    if pruned:
-        study.tell(trial, state=TrialState.PRUNED)
-    else:
-        study.tell(trial, found.loss)
-    return found
-
-
-def finished(trial: optuna.trial.FrozenTrial) -> Trial | None:
-    """A trial of an earlier search as a row; None for one that was cut off or only came back to another."""
-    facts = trial.user_attrs
-    if not trial.state.is_finished() or not {"best", "error"} & set(facts):
-        return None
-    candidate = Candidate(*facts["candidate"])
-    if "error" in facts:
-        return Trial(candidate, float("inf"), 0, False, facts["error"])
-    return Trial(candidate, facts["best"], facts["epochs"], trial.state.name == "PRUNED")
+def trained(
+    candidate: Candidate, source: Source, data: Data, kind: str, outputs: int, *, epochs: int, batch_size: int = 32,
+    seed: int = 0, hooks: Sequence[Hook] = (),
+) -> tuple[Reprogrammed, History]:  # fmt: skip
+    """A candidate trained on the training rows, at its best epoch on the validation rows."""
+    model = assembled(candidate, source, data["train"][0], outputs, kind, seed)
+    learns = any(True for _ in model.trainable())
+    history = fit(
+        model, data, optimizer=adam(program=candidate.rate, mapping=candidate.rate), epochs=epochs if learns else 1,
+        batch_size=batch_size, patience=max(5, epochs // 3), hooks=[refresh, *hooks], seed=seed, progress=False,
+    )  # fmt: skip
+    return model, history

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,10 +14,10 @@ from reprogram.errors import DataError
 from reprogram.features import source_features
 from reprogram.mapping import LinearMap
 from reprogram.model import Reprogrammed
-from reprogram.objectives import adam
+from reprogram.objectives import Optimizer, adam
 from reprogram.programs import Identity
-from reprogram.sources.base import Source
-from reprogram.train import fit
+from reprogram.sources.base import FeatureCodec, Features, Source
+from reprogram.train import fit, refresh
 
 
 @configurable
@@ -65,6 +65,41 @@ def prime(
     passes, as there. Differs: the map starts at the mean answer and reads standardised features.
     Raises: DataError for a box that gives no class scores, a local source of another kind, or fewer than two inputs.
     """
+    features, said = ask(box, local, inputs)
+    return learn(features, said, epochs=epochs, rate=rate, batch_size=batch_size, seed=seed, progress=progress)
+
+
+def reprime(
+    box: Source, model: Reprogrammed, data: Mapping[str, tuple[Sequence[Any], Any]], *, rounds: int = 4,
+    optimizer: Optimizer | None = None, epochs: int = 15, primed: Mapping[str, Any] | None = None, seed: int = 0,
+    progress: bool = True,
+) -> Reprogrammed:  # fmt: skip
+    """Prime and reprogram in turn: each round asks the box about the inputs behind the present program, once each.
+
+    The stand-in of `model`, a `Through` on a local source, is learned anew from all answers so far, then program and
+    target's map are trained for `epochs` passes. A stand-in that saw plain inputs alone may be wrong where the program
+    leads; one that saw the way there is not. `rounds` queries per training input; `primed` are options of `learn`.
+
+    Differs from the paper: not in it; `rounds=1` is `prime` and `fit`, with a fresh program's outputs asked about.
+    Raises: DataError as `prime`, or for a model without a `Through`.
+    """
+    if not isinstance(model.mapping, Through):
+        raise DataError(f"expected a model whose map is a Through, got {type(model.mapping).__name__}; see prime")
+    inputs, answers = data["train"][0], []
+    for number in range(rounds):
+        answers.append(ask(box, model.source, inputs, model.program))
+        features, said = (torch.cat(parts) for parts in zip(*answers, strict=True))
+        stand_in = learn(features, said, seed=seed + number, progress=progress, **(primed or {}))
+        model.mapping.first.load_state_dict(stand_in.state_dict())
+        fit(model, data, optimizer=optimizer, epochs=epochs, hooks=[refresh], seed=seed + number, progress=progress)
+    return model
+
+
+@torch.no_grad()
+def ask(
+    box: Source, local: Source, inputs: Sequence[Any], program: nn.Module | None = None
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Local features (n, S) and the box's log probabilities (n, K) of inputs, or of what a program of `local` makes of them."""
     if box.returns != "logits":
         raise DataError(f"expected a black box that answers with classes, got '{box.name}', which gives features")
     if local.takes != box.takes or not local.differentiable:
@@ -73,14 +108,31 @@ def prime(
         )
     if len(inputs) < 2:
         raise DataError(f"expected at least two inputs to ask about, got {len(inputs)}")
-    asked = Identity()
-    asked.bind(box)
-    with torch.no_grad():
-        said = source_features(asked, box, asked.encode(inputs)).log_softmax(1)
-    stand_in = LinearMap(local.width, box.width, kind="regression")
-    model = Reprogrammed(Identity(), local, stand_in)
+    if program is not None and box.codec != local.codec:
+        raise DataError(
+            f"expected '{box.name}' and '{local.name}' to read inputs alike, got {box.codec} and {local.codec}"
+        )
+    said, features = (passed(program, source, inputs).cpu() for source in (box, local))
+    return features, said.log_softmax(1)
+
+
+def passed(program: nn.Module | None, source: Source, inputs: Sequence[Any]) -> Tensor:
+    """What `source` gives for the inputs, behind a program or plain."""
+    if program is None:
+        program = Identity()
+        program.bind(source)
+    return source_features(program, source, program.encode(inputs))
+
+
+def learn(
+    features: Tensor, said: Tensor, *, epochs: int = 100, rate: float = 1e-3, batch_size: int = 32, seed: int = 0,
+    progress: bool = True,
+) -> LinearMap:  # fmt: skip
+    """The linear map from features (n, S) to answers (n, K)."""
+    stand_in = LinearMap(features.shape[1], said.shape[1], kind="regression")
+    seen = Source(Features(["seen"]), FeatureCodec(torch.stack), name="seen", takes="features", width=features.shape[1])
     fit(
-        model, {"train": (inputs, said.cpu().numpy())}, loss=imitate, optimizer=adam(mapping=rate), epochs=epochs,
-        batch_size=batch_size, seed=seed, progress=progress,
+        Reprogrammed(Identity(), seen, stand_in), {"train": (list(features), said.numpy())}, loss=imitate,
+        optimizer=adam(mapping=rate), epochs=epochs, batch_size=batch_size, seed=seed, progress=progress,
     )  # fmt: skip
     return stand_in

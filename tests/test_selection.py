@@ -4,10 +4,9 @@ import numpy as np
 import pytest
 
 from reprogram.errors import DataError
-from reprogram.selection import select
+from reprogram.search import Candidate, search
+from reprogram.selection import pool, select
 from reprogram.train import fit, predict
-
-pytest.importorskip("optuna")
 
 
 @pytest.fixture
@@ -34,26 +33,62 @@ def test_candidates_are_different_ranked_and_explained(data, pixel_source):
 
 
 def test_same_seed_same_search_and_a_stopped_one_goes_on(data, pixel_source, tmp_path, monkeypatch):
-    import reprogram.selection as selection
+    import reprogram.search as searching
 
-    whole = chosen(data, pixel_source, storage=tmp_path / "whole.log")
+    whole = chosen(data, pixel_source, storage=tmp_path / "whole.json")
     assert whole.trials == chosen(data, pixel_source).trials
-    calls, run = [], selection.run
+    calls, tried = [], searching.tried
 
-    def counted(candidate, *args, **options):
+    def counted(candidate, *args):
         calls.append(str(candidate))
         if len(calls) == 4:
             raise KeyboardInterrupt
-        return run(candidate, *args, **options)
+        return tried(candidate, *args)
 
-    monkeypatch.setattr(selection, "run", counted)
+    monkeypatch.setattr(searching, "tried", counted)
     with pytest.raises(KeyboardInterrupt):
-        chosen(data, pixel_source, storage=tmp_path / "halves.log")
-    again = chosen(data, pixel_source, storage=tmp_path / "halves.log")
+        chosen(data, pixel_source, storage=tmp_path / "halves.json")
+    again = chosen(data, pixel_source, storage=tmp_path / "halves.json")
     assert len(calls) == 4 + 3  # three were done, the fourth was cut off
-    assert len(again.trials) == 6
-    assert chosen(data, pixel_source, storage=tmp_path / "halves.log").trials == again.trials
+    assert again.trials == whole.trials
+    assert chosen(data, pixel_source, storage=tmp_path / "halves.json").trials == again.trials
     assert len(calls) == 4 + 3
+    with pytest.raises(DataError, match="a journal of the same search"):
+        chosen(data, pixel_source, storage=tmp_path / "halves.json", programs=["resize"])
+
+
+GRID = [Candidate(s, p, m, r) for s in "abcd" for p in ("none", "pad", "full") for m in ("i", "l") for r in (0.01, 0.1)]
+
+
+def level(candidate):
+    """A loss to which every part of the candidate adds its own."""
+    parts = {"a": 0.8, "b": 0.4, "c": 0.2, "d": 0.9}[candidate.source] + 0.3 * (candidate.mapping == "i")
+    return 0.1 + parts + {"none": 0.3, "pad": 0.0, "full": 0.2}[candidate.program] + 0.1 * (candidate.rate < 0.1)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_what_candidates_share_leads_to_the_best_of_them(seed):
+    def attempt(candidate, told):
+        for epoch in range(9):
+            if told(level(candidate) + 1 / (epoch + 1)):
+                break
+
+    found = search(GRID, attempt, budget=16, epochs=9, seed=seed, progress=False)
+    assert len({t.candidate for t in found}) == len(found) == 16
+    best = min(found, key=lambda t: t.loss)
+    assert level(best.candidate) <= sorted(map(level, GRID))[1]
+    weak = [t for t in found if t.stopped]
+    assert weak and all(t.epochs == 3 for t in weak)
+    assert not any(t.stopped for t in found[:3])
+    assert len(search(GRID[:5], attempt, budget=16, epochs=9, progress=False)) == 5
+
+
+def test_the_pool_has_every_candidate_once(pixel_source, sound_source, tiny_source):
+    found = pool([pixel_source], "classification", rates=(0.01, 0.1))
+    assert len(set(map(str, found))) == len(found) == 2 + 2 + 5 * 3 * 2  # no rate where nothing is trained
+    fixed = pool([tiny_source], "regression", ["none", "sparse", "pad", "words"], (0.01,))
+    assert [c.program for c in fixed] == ["none", "sparse", "words"]  # "words" is for no source of its own kind
+    assert not pool([sound_source], "classification", ["pad"])
 
 
 def test_a_candidate_that_fails_does_not_end_the_search(data, pixel_source, monkeypatch):
@@ -79,3 +114,7 @@ def test_wrong_calls_are_one_sentence(data, pixel_source):
         chosen({"train": data["train"]}, pixel_source)
     with pytest.raises(DataError, match="at least one source"):
         select(data, [], kind="classification", outputs=3)
+    with pytest.raises(DataError, match="different names"):
+        select(data, [pixel_source, pixel_source], kind="classification", outputs=3)
+    with pytest.raises(DataError, match="a program that fits"):
+        chosen(data, pixel_source, programs=["sparse"])

@@ -1,0 +1,151 @@
+"""A budgeted search over a finite pool: a Gaussian process over what candidates have in common says which is tried next."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from reprogram.errors import BudgetError, DataError
+from reprogram.files import atomic_file
+
+Told = Callable[[float], bool]
+Attempt = Callable[["Candidate", Told], None]
+NOISE = 0.1  # variance of a normal score, of which candidates explain one
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One way to reprogram: a source by name, a program and a map by name, a learning rate for both."""
+
+    source: str
+    program: str
+    mapping: str
+    rate: float
+
+    def __str__(self) -> str:
+        return f"{self.program} → {self.source} → {self.mapping}, rate {self.rate:g}"
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What a candidate reached: its validation loss after every pass, whether it was stopped early, why it failed."""
+
+    candidate: Candidate
+    losses: tuple[float, ...]
+    stopped: bool = False
+    error: str = ""
+
+    @property
+    def loss(self) -> float:
+        """The smallest one."""
+        return min(self.losses, default=float("inf")) if not self.error else float("inf")
+
+    @property
+    def epochs(self) -> int:
+        """Passes over the training rows."""
+        return len(self.losses)
+
+
+def search(
+    pool: Sequence[Candidate], attempt: Attempt, *, budget: int, epochs: int, seed: int = 0,
+    journal: str | Path | None = None, progress: bool = True,
+) -> list[Trial]:  # fmt: skip
+    """Try `budget` candidates of the pool; returns the trials in their order.
+
+    `attempt(candidate, told)` trains one and calls `told(validation loss)` after every pass, which says whether to stop. A
+    candidate is stopped after a third of `epochs` passes when its best loss is worse than the median of the others there.
+
+    Reference: Jones, Schonlau & Welch, "Efficient Global Optimization of Expensive Black-Box Functions", 1998 (expected
+    improvement); Golovin et al., "Google Vizier", KDD 2017 (the median rule).
+    Differs: the process reads normal scores of the losses, so that one that diverged does not stretch the scale; its
+    kernel is fixed, for twenty trials teach none.
+    """
+    from tqdm.auto import tqdm
+
+    trials = recorded(journal, pool)
+    likeness = alike(pool)
+    places = {candidate: place for place, candidate in enumerate(pool)}
+    bar = tqdm(total=min(budget, len(pool)), initial=len(trials), desc="select", unit="run", disable=not progress)
+    with bar:
+        while len(trials) < min(budget, len(pool)):
+            chosen = following(likeness, [places[t.candidate] for t in trials], [t.loss for t in trials], seed)
+            trials.append(tried(pool[chosen], attempt, trials, max(1, epochs // 3)))
+            record(journal, trials)
+            bar.update()
+    return trials
+
+
+def tried(candidate: Candidate, attempt: Attempt, before: Sequence[Trial], patience: int) -> Trial:
+    """One candidate trained until it ends, is stopped or fails; a spent budget of a black box is no failure of one."""
+    others = [min(t.losses[:patience]) for t in before if t.losses]
+    losses: list[float] = []
+    stopped = False
+
+    def told(loss: float) -> bool:
+        nonlocal stopped
+        losses.append(loss)
+        stopped = len(losses) == patience and len(others) > 2 and bool(min(losses) > np.median(others))
+        return stopped
+
+    try:
+        attempt(candidate, told)
+    except BudgetError:
+        raise
+    except ValueError as error:  # this one cannot be built or trained on these rows; others may
+        return Trial(candidate, tuple(losses), False, str(error))
+    return Trial(candidate, tuple(losses), stopped)
+
+
+def alike(pool: Sequence[Candidate]) -> np.ndarray:
+    """Covariances (n, n), 1 on the diagonal: what source, program, map and rate share, alone and together."""
+    source, program, mapping = (
+        (column[:, None] == column).astype(float)
+        for column in (np.array([getattr(c, name) for c in pool]) for name in ("source", "program", "mapping"))
+    )
+    logs = np.log([c.rate for c in pool])
+    near = np.exp(-np.abs(logs[:, None] - logs) / np.log(5))
+    here = source * program
+    return (source + here + mapping / 2 + source * mapping / 2 + near / 2 + here * near / 2) / 4
+
+
+def following(likeness: np.ndarray, known: Sequence[int], losses: Sequence[float], seed: int) -> int:
+    """The place in the pool with the largest expected improvement; chance decides the first and between equals."""
+    from scipy.stats import norm, rankdata
+
+    left = np.setdiff1d(np.arange(len(likeness)), known)
+    lot = np.random.default_rng([seed, len(known)]).random(len(left))
+    if len(known) < 2:
+        return int(left[np.argmax(lot)])
+    scores = norm.ppf((rankdata(losses) - 0.5) / len(losses))
+    across = likeness[np.ix_(known, left)]
+    solved = np.linalg.solve(likeness[np.ix_(known, known)] + NOISE * np.eye(len(known)), across)
+    mean, spread = scores @ solved, np.sqrt(np.clip(1 - (across * solved).sum(0), 1e-9, None))
+    steps = (scores.min() - mean) / spread
+    gain = spread * (steps * norm.cdf(steps) + norm.pdf(steps))
+    return int(left[np.lexsort((lot, gain))[-1]])
+
+
+def recorded(journal: str | Path | None, pool: Sequence[Candidate]) -> list[Trial]:
+    """Trials of an earlier search that was stopped.
+
+    Raises: DataError for a journal that knows other candidates.
+    """
+    if journal is None or not Path(journal).is_file():
+        return []
+    facts: list[dict[str, Any]] = json.loads(Path(journal).read_text())
+    trials = [Trial(Candidate(**f["candidate"]), tuple(f["losses"]), f["stopped"], f["error"]) for f in facts]
+    if strange := [t.candidate for t in trials if t.candidate not in set(pool)]:
+        raise DataError(f"expected a journal of the same search, got '{strange[0]}' in {journal}; choose another file")
+    return trials
+
+
+def record(journal: str | Path | None, trials: Sequence[Trial]) -> None:
+    """Write all trials, whole or not at all."""
+    if journal is not None:
+        with atomic_file(journal) as writing:
+            writing.write_text(json.dumps([asdict(trial) for trial in trials]) + "\n")
