@@ -46,7 +46,7 @@ def source_around(source, network):
 
 
 @pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing")
-def test_a_peft_model_becomes_program_and_frozen_source(bert_source):
+def test_a_peft_model_becomes_program_and_frozen_source(bert_source, tmp_path):
     given = peft_model(bert_source)
     batch = bert_source.codec.collate(bert_source.codec.encode(TEXTS[:4]))
     there = MeanPooled(given)(**batch)
@@ -63,6 +63,9 @@ def test_a_peft_model_becomes_program_and_frozen_source(bert_source):
     got = [p.grad for _, *pair in sorted(halves, key=lambda row: row[0]) for p in pair]
     for mine, theirs in zip(got, wanted, strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-4)
+    model.save_pretrained(tmp_path)
+    again = rp.Reprogrammed.from_pretrained(tmp_path, source=bert_source)  # loaded by the name of the base alone
+    assert np.array_equal(rp.predict(again, TEXTS), rp.predict(model, TEXTS))
 
 
 def test_program_and_updates_learn_together_and_the_base_does_not(bert_source, tmp_path):

@@ -52,6 +52,7 @@ class LowRank(nn.Module):
             down, up = zip(*drawn, strict=True)
             self.adapter = nn.ModuleDict({"down": nn.ParameterList(down), "up": nn.ParameterList(up)})
             self.adapter.to(next(source.parameters()).device)
+            self.given = {}
 
     def start(self, name: str, sizes: tuple[int, int], generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """A and B of a layer: what a peft model had learned, or else an update of nothing."""
