@@ -36,6 +36,13 @@ SOURCES = {
     "series": ("crepe-tiny",),
     "tables": ("efficientnet-lite0",),
 }
+MORE = {  # what a search looks at besides
+    "molecules": ("chemnet", "annalog"),
+    "peptides": ("chemnet", "annalog"),
+    "reactions": ("rxnmapper",),
+    "series": ("crepe", "minilm"),
+    "tables": ("minilm",),
+}
 STEPS, FULL_BATCH, FEW_ROWS = 20, 256, 100
 LEFT_OUT = "the program was left out, because its readouts did not predict held-out rows better than the untouched ones"
 SMALL, FOLDS_SMALL, FOLDS = 100, 3, 2  # few rows cannot spare half of them; many rows make each fold expensive
@@ -130,10 +137,10 @@ class Branches:
 
 
 def default_sources(
-    load: Callable[..., Source] = load, modality: str | None = None, inputs: Sequence[Any] = ()
+    load: Callable[..., Source] = load, modality: str | None = None, inputs: Sequence[Any] = (), more: bool = False
 ) -> list[Source]:
     """The usual sources of a modality whose weights are present: for molecules ChemNet in the place of an absent MiniMol,
-    for images and tables at a size that fits `inputs`.
+    for images and tables at a size that fits `inputs`. With `more` also others that a search may look at.
 
     Raises: DataError with the command where none is present.
     """
@@ -143,13 +150,13 @@ def default_sources(
             f"expected a modality among {', '.join(SOURCES)} for source 'auto', got '{modality}'; name a source"
         )
     known = {info.name: info for info in catalogue()}
-    names = SOURCES[modality]
-    if modality == "molecules" and not known["minimol"].present:
+    names = SOURCES[modality] + (MORE.get(modality, ()) if more else ())
+    if modality == "molecules" and not known["minimol"].present and not more:
         names = ("chemnet", *names)
     if not any(known[name].present for name in names):
         raise DataError(f"expected a source for {modality}, got none on this machine; run: {known[names[0]].install}")
-    options = {"size": fitting_size(inputs if modality == "images" else ())} if names == ("efficientnet-lite0",) else {}
-    return [load(name, **options) for name in names if known[name].present]
+    sized = {"efficientnet-lite0": {"size": fitting_size(inputs if modality == "images" else ())}}
+    return [load(name, **sized.get(name, {})) for name in names if known[name].present]
 
 
 def fitting_size(images: Sequence[Any], looks: int = 32) -> int:

@@ -13,7 +13,7 @@ from reprogram.errors import DataError
 from reprogram.label_map import METHODS
 from reprogram.model import Reprogrammed
 from reprogram.objectives import adam
-from reprogram.parts import AUTO, PROGRAMS, build_mapping, build_program
+from reprogram.parts import AUTO, BRIDGES, PROGRAMS, build_mapping, build_program, native
 from reprogram.search import Candidate, Told, Trial, search
 from reprogram.sources import Source
 from reprogram.train import History, Hook, Training, fit, refresh
@@ -37,6 +37,7 @@ class Selection:
     trials: tuple[Trial, ...]
     seed: int
     sources: Mapping[str, Source] = field(repr=False)
+    epochs: int = 30
 
     @property
     def best(self) -> Candidate:
@@ -46,6 +47,11 @@ class Selection:
     def build(self, inputs: Sequence[Any], outputs: int, kind: str) -> Reprogrammed:
         """A fresh model of the best candidate, to be trained on all rows."""
         return assembled(self.best, self.sources[self.best.source], inputs, outputs, kind, self.seed)
+
+    def train(self, data: Data, outputs: int, kind: str, **options: Any) -> tuple[Reprogrammed, History]:
+        """The best candidate trained on the training rows, its epoch chosen on the validation rows; `fit` takes options."""
+        source = self.sources[self.best.source]
+        return trained(self.best, source, data, kind, outputs, epochs=self.epochs, seed=self.seed, **options)
 
     def why(self) -> str:
         """One sentence: what won, by how much, against the best of each other source."""
@@ -65,10 +71,22 @@ class Selection:
         return "\n".join([*lines, "", self.why()]) + "\n"
 
 
-def candidates(source: Source, kind: str, programs: Sequence[str] | None = None) -> list[tuple[str, str]]:
+def fitting_programs(source: Source, modality: str | None) -> tuple[str, ...]:
+    """Programs that bring inputs of that modality to the source; None is whatever it was made for."""
+    if not (source.differentiable and source.takes in AUTO):
+        return ("none",)
+    bridge = BRIDGES.get((modality or "", source.takes))
+    if bridge is None:
+        return FITTING[source.takes]
+    return ("none", bridge) if native(source, modality) else (bridge,)
+
+
+def candidates(
+    source: Source, kind: str, programs: Sequence[str] | None = None, modality: str | None = None
+) -> list[tuple[str, str]]:
     """Programs and maps that can stand around a source: (program, map) pairs."""
     programmed = source.differentiable and source.takes in AUTO
-    fitting = FITTING[source.takes] if programmed else ("none",)
+    fitting = fitting_programs(source, modality)
     elsewhere = {p for own in FITTING.values() for p in own} if programmed else set(PROGRAMS)
     maps = LABELLED if source.returns == "logits" and kind == "classification" else ("linear",)
     wanted = [p for p in (fitting if programs is None else programs) if p in fitting or p in set(PROGRAMS) - elsewhere]
@@ -76,21 +94,23 @@ def candidates(source: Source, kind: str, programs: Sequence[str] | None = None)
 
 
 def pool(
-    sources: Sequence[Source], kind: str, programs: Sequence[str] | None = None, rates: Sequence[float] = RATES
-) -> list[Candidate]:
+    sources: Sequence[Source], kind: str, programs: Sequence[str] | None = None, rates: Sequence[float] = RATES,
+    modality: str | None = None,
+) -> list[Candidate]:  # fmt: skip
     """Every candidate once; where nothing is trained, no program and a label map, one rate stands for all."""
     return [
         Candidate(source.name, program, mapping, rate)
         for source in sources
-        for program, mapping in candidates(source, kind, programs)
+        for program, mapping in candidates(source, kind, programs, modality)
         for rate in (rates[:1] if program == "none" and mapping in METHODS else rates)
     ]
 
 
 def select(
     data: Data, sources: Sequence[Source], *, kind: str, outputs: int, budget: int = 20, epochs: int = 30,
-    programs: Sequence[str] | None = None, rates: Sequence[float] = RATES, batch_size: int = 32, seed: int = 0,
-    storage: str | Path | None = None, progress: bool = True,
+    programs: Sequence[str] | None = None, rates: Sequence[float] = RATES, modality: str | None = None,
+    batch_size: int = 32, seed: int = 0, storage: str | Path | None = None,
+    progress: bool = True,
 ) -> Selection:  # fmt: skip
     """Try `budget` candidates and rank them by validation loss; weak ones are stopped early. See `search` for how.
 
@@ -99,6 +119,7 @@ def select(
         sources: frozen sources to choose from, of different names; each with the programs and maps that fit it, or with
             those of `programs` that do.
         budget: candidates tried, also those that are stopped early. `epochs` is the longest training of one.
+        modality: what the inputs are, where a source was made for something else ("series" in front of a language model).
         storage: a file for the trials; a search that was stopped goes on from it.
 
     Raises: DataError for missing validation rows, no source, two of one name, or when every candidate fails.
@@ -110,7 +131,7 @@ def select(
     known = {source.name: source for source in sources}
     if len(known) < len(sources):
         raise DataError(f"expected sources of different names, got {', '.join(s.name for s in sources)}; rename one")
-    if not (choices := pool(sources, kind, programs, rates)):
+    if not (choices := pool(sources, kind, programs, rates, modality)):
         raise DataError(f"expected a program that fits one of the sources, got {', '.join(programs or ())}")
 
     def attempt(candidate: Candidate, told: Told) -> None:
@@ -124,7 +145,7 @@ def select(
     ranked = sorted(trials, key=lambda t: t.loss)
     if not np.isfinite(ranked[0].loss):
         raise DataError(f"expected a candidate that can be trained, got none: {ranked[0].error}")
-    return Selection(tuple(ranked), seed, known)
+    return Selection(tuple(ranked), seed, known, epochs)
 
 
 def assembled(
@@ -137,13 +158,14 @@ def assembled(
 
 def trained(
     candidate: Candidate, source: Source, data: Data, kind: str, outputs: int, *, epochs: int, batch_size: int = 32,
-    seed: int = 0, hooks: Sequence[Hook] = (),
+    seed: int = 0, hooks: Sequence[Hook] = (), progress: bool = False, **options: Any,
 ) -> tuple[Reprogrammed, History]:  # fmt: skip
-    """A candidate trained on the training rows, at its best epoch on the validation rows."""
+    """A candidate trained on the training rows, at its best epoch on the validation rows; `fit` takes the options."""
     model = assembled(candidate, source, data["train"][0], outputs, kind, seed)
     learns = any(True for _ in model.trainable())
     history = fit(
         model, data, optimizer=adam(program=candidate.rate, mapping=candidate.rate), epochs=epochs if learns else 1,
-        batch_size=batch_size, patience=max(5, epochs // 3), hooks=[refresh, *hooks], seed=seed, progress=False,
+        batch_size=batch_size, patience=max(5, epochs // 3), hooks=[refresh, *hooks], seed=seed,
+        progress=progress, **options,
     )  # fmt: skip
     return model, history

@@ -146,6 +146,12 @@ def train(
     largest_fragment: Annotated[bool, typer.Option(help="Drop counter-ions and solvents.")] = False,
     neutralise: Annotated[bool, typer.Option(help="Remove charges where hydrogens can.")] = False,
     epochs: Annotated[int | None, typer.Option(help="Passes over the training rows.", min=0)] = None,
+    budget: Annotated[
+        int | None,
+        typer.Option(
+            help="Try so many combinations of source, program, map and rate on validation rows, train the best.", min=1
+        ),
+    ] = None,
     seed: Seed = 0,
     compare: Annotated[str, typer.Option(help="Baselines and controls beside it: none, fast or all.")] = "none",
     config: Config = None,
@@ -170,7 +176,7 @@ def train(
     }
     task = prepare_task(data, train_size=train_size, seed=seed, **options)
     parts = {"source": options["source"], "program": spec_or_name(program), "mapping": spec_or_name(mapping)}
-    run = train_task(task, out, **parts, epochs=epochs, seed=seed, beside=compare)
+    run = train_task(task, out, **parts, epochs=epochs, budget=budget, seed=seed, beside=compare)
     if run.main:
         dropped = [f"The dropped rows and why: {out}/dropped.csv"] if task.report.dropped else []
         use = f"Use it: reprogram predict {out} --data new.csv --out predictions.csv"

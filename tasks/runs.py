@@ -23,6 +23,7 @@ from reprogram.errors import DataError
 from reprogram.files import atomic_folder, check_place
 from reprogram.model import Reprogrammed
 from reprogram.recipes import sources_of
+from reprogram.selection import Selection, select
 from reprogram.sources import Source
 from reprogram.train import History, default_accelerator, predict
 from tasks.baselines import Group, Method, Prediction, compare, methods, selected, tidy
@@ -33,7 +34,7 @@ from tasks.inference import content, row_marks
 from tasks.report import Report
 from tasks.task import Task
 
-CHECKPOINT, DROPPED, MERGED = "checkpoint", "dropped.csv", "merged.csv"
+CHECKPOINT, DROPPED, MERGED, SELECTION = "checkpoint", "dropped.csv", "merged.csv", "selection.md"
 COMPARE = ("none", "fast", "all")
 FIGURES = ("parity.png", "history.png", "comparison.png", "learning_curve.png")
 COVERAGE = 0.68  # share of the validation errors that a bar of the parity plot spans: one standard deviation if normal
@@ -60,6 +61,7 @@ def train_task(
     program: str | nn.Module = "auto",
     mapping: str | nn.Module = "auto",
     epochs: int | None = None,
+    budget: int | None = None,
     seed: int = 0,
     beside: str = "none",
     accelerator: Any = None,
@@ -69,7 +71,9 @@ def train_task(
 
     The folder gets the artefact, `report.json`, `report.md`, `dropped.csv`, `merged.csv` where rows held the same
     input, and figures, all or nothing. A killed run goes on from its last checkpoint when it is started again with
-    the same arguments; other arguments start anew. `beside` is "none", or which controls and baselines to run too: "fast" or "all". Over several processes the main one writes.
+    the same arguments; other arguments start anew. `beside` is "none", or which controls and baselines to run too: "fast" or "all". With a `budget` so
+    many combinations of source (of "auto": more than the usual ones), program, map and learning rate are tried on
+    validation rows and the best is trained; the ranked table goes into `selection.md`. Over several processes the main one writes.
 
     Raises: DataError when the data or the names do not fit, or `out` cannot be written.
     """
@@ -80,13 +84,18 @@ def train_task(
     out, accelerator = Path(out), accelerator or default_accelerator()
     check_place(out)
     settings = to_spec({"source": source, "program": program, "mapping": mapping, "epochs": epochs, "seed": seed})
+    settings |= {} if budget is None else {"budget": budget}
     start = time.perf_counter()
     with checkpoints(out, fingerprint(task, settings), accelerator) as checkpoint_dir:
-        model, history = adapt(
-            source, *task.part("train"), kind=task.kind, outputs=outputs(task), program=program, mapping=mapping,
-            epochs=epochs, validation=task.part("validation"), modality=task.modality, seed=seed, progress=progress, accelerator=accelerator,
-            checkpoint_dir=checkpoint_dir,
-        )  # fmt: skip
+        common = {"progress": progress, "accelerator": accelerator, "checkpoint_dir": checkpoint_dir}
+        selection = None
+        if budget is None:
+            model, history = adapt(
+                source, *task.part("train"), kind=task.kind, outputs=outputs(task), program=program, mapping=mapping,
+                epochs=epochs, validation=task.part("validation"), modality=task.modality, seed=seed, **common,
+            )  # fmt: skip
+        else:
+            model, history, selection = searched(task, source, program, mapping, budget, epochs, seed, **common)
         guesses = {part: guess(model, task, part, accelerator) for part in ("validation", "test")}
         own = own_method(model, source, guesses["test"])
         result = stand_beside(
@@ -95,12 +104,34 @@ def train_task(
         made = {"parts": settings, "readouts": readouts(model)}
         report = Report.of(result, training=training_facts(history, accelerator.num_processes), **made)
         report = replace(report, notes=(*report.notes, *([f"Training: {history.stopped}."] if history.stopped else [])))
+        if selection is not None:
+            report = replace(report, notes=(*report.notes, f"Chosen on validation rows: {selection.why()}"))
         if accelerator.is_main_process:
             settings |= {"method": own.name, "group": own.group}
             model.metadata = facts(task, result[own.name].metrics, settings)
-            publish(out, model, report, task, guesses, history=history)
+            publish(out, model, report, task, guesses, history=history, selection=selection)
         accelerator.wait_for_everyone()
     return Run(model, report, out, accelerator.is_main_process)
+
+
+def searched(
+    task: Task, source: Any, program: Any, mapping: Any, budget: int, epochs: int | None, seed: int, *,
+    progress: bool, accelerator: Any, checkpoint_dir: Path,
+) -> tuple[Reprogrammed, History, Selection]:  # fmt: skip
+    """The best of `budget` combinations on the validation rows, trained; a search that was killed goes on."""
+    if program != "auto" or mapping != "auto":
+        raise DataError(
+            "expected program and mapping 'auto' with a budget, which chooses both, got others; leave them out"
+        )
+    data = {part: task.part(part) for part in ("train", "validation")}
+    known = sources_of(source)
+    known = default_sources(modality=task.modality, inputs=task.inputs, more=True) if known is None else known
+    found = select(
+        data, known, kind=task.kind, outputs=outputs(task), budget=budget, epochs=30 if epochs is None else epochs,
+        modality=task.modality, seed=seed, storage=checkpoint_dir / "selection.json", progress=progress,
+    )  # fmt: skip
+    options = {"progress": progress, "accelerator": accelerator, "checkpoint_dir": checkpoint_dir}
+    return *found.train(data, outputs(task), task.kind, **options), found
 
 
 def prepare_task(
@@ -240,7 +271,7 @@ def facts(task: Task, metrics: Mapping[str, Any], settings: Mapping[str, Any]) -
 
 def publish(
     out: Path, model: Reprogrammed, report: Report, task: Task, guesses: Mapping[str, np.ndarray], *,
-    history: History | None = None, curve: Any = None,
+    history: History | None = None, curve: Any = None, selection: Selection | None = None,
 ) -> None:  # fmt: skip
     """Write artefact, report, dropped rows and figures into `out`, all or nothing; figures of an older run go."""
     import pandas as pd
@@ -256,9 +287,12 @@ def publish(
         dropped.to_csv(writing / DROPPED, index=False)
         if len(merged):
             merged.to_csv(writing / MERGED, index=False)
+        if selection is not None:
+            (writing / SELECTION).write_text(selection.to_markdown(), encoding="utf-8")
         for name, ax in drawn.items():
             ax.figure.savefig(writing / name, dpi=150)
-    for name in {*FIGURES, *([] if len(merged) else [MERGED])} - set(drawn):
+    absent = ([] if len(merged) else [MERGED]) + ([] if selection is not None else [SELECTION])
+    for name in {*FIGURES, *absent} - set(drawn):
         (out / name).unlink(missing_ok=True)
 
 

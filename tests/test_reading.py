@@ -261,3 +261,25 @@ def test_a_table_through_an_image_source(tmp_path):
     )
     assert done.exit_code == 0, done.stderr
     assert "FeatureCanvas" in (out / "config.json").read_text()
+
+
+def test_a_budget_chooses_on_validation_rows_and_writes_why(tmp_path):
+    out = tmp_path / "run"
+    root = pictures(tmp_path / "root", 36, parts=True)
+    done = call("train", "--data", root, "--budget", "3", "--source", SMALL, "--epochs", "1", "--out", out)
+    assert done.exit_code == 0, done.stderr
+    text = (out / "selection.md").read_text()
+    assert text.count("\n| ") == 4 and "has the smallest validation loss" in text
+    assert "Chosen on validation rows" in (out / "report.md").read_text()
+    done = call("train", "--data", root, "--budget", "3", "--source", SMALL, "--mapping", "gp", "--out", tmp_path / "no")
+    assert done.exit_code == 2 and "with a budget" in done.stderr and not (tmp_path / "no").exists()
+
+
+def test_auto_has_a_source_for_every_modality():
+    from reprogram.auto import MORE, SOURCES, default_sources
+
+    assert set(SOURCES) == set(MODALITIES) and set(MORE) <= set(SOURCES)
+    (one,) = default_sources(modality="images", inputs=[np.zeros((28, 28)), np.zeros((70, 40))])
+    assert one.codec.size == (96, 96)
+    with pytest.raises(DataError, match="for source 'auto', got 'sounds'"):
+        default_sources(modality="sounds")
