@@ -271,7 +271,9 @@ def test_a_budget_chooses_on_validation_rows_and_writes_why(tmp_path):
     text = (out / "selection.md").read_text()
     assert text.count("\n| ") == 4 and "has the smallest validation loss" in text
     assert "Chosen on validation rows" in (out / "report.md").read_text()
-    done = call("train", "--data", root, "--budget", "3", "--source", SMALL, "--mapping", "gp", "--out", tmp_path / "no")
+    done = call(
+        "train", "--data", root, "--budget", "3", "--source", SMALL, "--mapping", "gp", "--out", tmp_path / "no"
+    )
     assert done.exit_code == 2 and "with a budget" in done.stderr and not (tmp_path / "no").exists()
 
 
