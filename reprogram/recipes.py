@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from reprogram.auto import adapt_auto, by_evidence, count_outputs
+from reprogram.auto import adapt_auto, by_evidence, count_outputs, default_sources
 from reprogram.errors import DataError
 from reprogram.features import no_text, target_tensor
 from reprogram.forest import ForestMap
@@ -87,6 +87,8 @@ def adapt(
     common = {"seed": seed, "progress": progress, "accelerator": accelerator, "checkpoint_dir": checkpoint_dir}
     y = checked_targets(kind, inputs, y, outputs)
     found = sources_of(source)
+    if found is None and modality not in (None, "molecules"):
+        found = default_sources(modality=modality, inputs=inputs)
     if found is None or len(found) > 1:
         if mapping != "auto" or program not in ("auto", "none"):
             raise DataError(

@@ -167,7 +167,6 @@ class Kit:
 
     def given(self, problem: Problem) -> dict[str, Any]:
         facts: dict[str, Any] = {"kind": problem.kind, "outputs": problem.outputs, "seed": problem.seed}
-        facts |= {"modality": self.modality}
         return facts | ({} if self.epochs is None else {"epochs": self.epochs})
 
     def random(self, source: str | Source, seed: int) -> Source:
@@ -181,7 +180,8 @@ class Kit:
 
         def train(p: Problem) -> Reprogrammed:
             source = make(self.source, seed=p.seed)
-            return adapt(source, p.inputs, p.y, progress=False, **self.checkpointed(source), **self.given(p))[0]
+            options = self.given(p) | self.checkpointed(source) | {"modality": self.modality}
+            return adapt(source, p.inputs, p.y, progress=False, **options)[0]
 
         return train
 
@@ -202,6 +202,7 @@ class Kit:
     def stacked(self, p: Problem, sources: list[Source], reprogrammed: bool) -> Reprogrammed:
         target = next((source for source in sources if programmable(source)), None) if reprogrammed else None
         options = self.given(p) | self.checkpointed(target) | {"sources": sources, "reprogrammed": reprogrammed}
+        options |= {"modality": self.modality}
         return adapt_auto(p.inputs, p.y, progress=False, **options)[0]
 
     def tune(self, rank: int | None, rate: float) -> Train:

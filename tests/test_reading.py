@@ -10,6 +10,7 @@ from sklearn.datasets import load_digits, load_iris
 from typer.testing import CliRunner
 
 from reprogram.errors import DataError
+from reprogram.sources import load
 from tasks import MODALITIES, available, load_task, read_inputs
 from tasks.cli import app
 
@@ -244,23 +245,21 @@ def test_peptides_by_the_command_line_drop_what_the_source_cannot_take(tmp_path)
 
 def test_a_table_through_an_image_source(tmp_path):
     out = tmp_path / "wine"
-    done = call(
-        "train",
-        "--data",
-        "wine",
-        "--train-size",
-        "40",
-        "--source",
-        SMALL,
-        "--epochs",
-        "1",
-        "--mapping",
-        "linear",
-        "--out",
-        out,
-    )
+    done = call("train", "--data", "wine", "--train-size", "30", "--epochs", "1", "--out", out)
     assert done.exit_code == 0, done.stderr
     assert "FeatureCanvas" in (out / "config.json").read_text()
+
+
+def test_methods_of_a_table_and_of_every_modality():
+    from tasks.baselines import compare, methods
+
+    wine = load_task("wine").subset(24)
+    found = compare(wine, source=load("efficientnet-lite0", size=32), epochs=1, progress=False, include=[
+        "reprogrammed", "random-weights", "no-source", "ridge-numbers", "forest-numbers",
+    ])  # fmt: skip
+    assert {row.method: row.error for row in found.rows if row.error} == {}
+    for name in ("images", "series", "peptides", "texts"):
+        assert len(methods("auto", modality=name)) >= 8
 
 
 def test_a_budget_chooses_on_validation_rows_and_writes_why(tmp_path):
