@@ -18,7 +18,7 @@ from reprogram.gradient import CMAES, SPSA, CoordinateWise, GradientStep, Random
 from reprogram.label_map import LabelMap
 from reprogram.model import Reprogrammed
 from reprogram.objectives import Optimizer, adam, cma_rates, spsa_rates, supervised
-from reprogram.parts import AUTO, MAPPINGS, build_mapping, build_program, native
+from reprogram.parts import AUTO, BRIDGES, MAPPINGS, build_mapping, build_program, native
 from reprogram.sources import Source, load
 from reprogram.stack import Stack
 from reprogram.train import History, fit, refresh
@@ -98,6 +98,7 @@ def adapt(
         options = common | {"outputs": outputs, "epochs": epochs, "reprogrammed": program == "auto"}
         return adapt_auto(inputs, y, kind=kind, sources=found, modality=modality, **options)
     (source,) = found
+    check_kind(source, program, modality)
     outputs = outputs or count_outputs(kind, y)
     chosen = program == "auto" and mapping == "auto" and gradient is None and native(source, modality)
     if chosen and len(inputs) >= FEW:
@@ -115,6 +116,18 @@ def adapt(
     data = {"train": (inputs, y)} | ({"validation": validation} if validation is not None else {})
     plan = recipe(model, len(inputs), epochs) | ({} if gradient is None else by_queries(model, gradient, epochs))
     return model, fit(model, data, **plan, **common)
+
+
+def check_kind(source: Source, program: Any, modality: str | None) -> None:
+    """DataError where neither the source nor a program known to bridge them reads inputs of that modality."""
+    if native(source, modality) or isinstance(program, nn.Module) or program not in ("auto", "none"):
+        return
+    bridge = BRIDGES.get((str(modality), source.takes))
+    if bridge is None or program == "none":
+        advice = f"take program '{bridge}'" if bridge else "name a source of that kind"
+        raise DataError(
+            f"expected a source that reads {modality}, got '{source.name}', which takes {source.takes}; {advice}"
+        )
 
 
 def for_queries(source: Source, program: Any, mapping: Any, kind: str) -> tuple[Any, Any]:

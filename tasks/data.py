@@ -77,9 +77,8 @@ def load_task(
     """
     entry = bundled_entry(data)
     if isinstance(entry, bundled.Made):
-        return made(
-            entry, data, modality, input or smiles or target, {"split": split, "kind": kind, "positive": positive}, seed
-        )
+        given = {"split": split, "kind": kind, "positive": positive}
+        return made(entry, data, modality, input or smiles or target, given, seed, standardisation)
     table = open_table(data)
     if entry:
         input, target = entry.smiles, target or entry.target
@@ -93,12 +92,18 @@ def load_task(
     )  # fmt: skip
 
 
-def made(entry: bundled.Made, name: str, asked: str | None, columns: Any, options: dict[str, Any], seed: int) -> Task:
+def made(
+    entry: bundled.Made, name: str, asked: str | None, columns: Any, options: dict[str, Any], seed: int,
+    standardisation: dict[str, Any],
+) -> Task:  # fmt: skip
     """A bundled task that is no table."""
     if columns:
         raise DataError(f"expected no columns with the bundled task '{name}', got {short(columns)}; leave them out")
+    MODALITIES[entry.modality].clean(**standardisation)  # refuses options that are for molecules
     if asked not in (None, entry.modality):
         raise DataError(f"expected {entry.modality} for the bundled task '{name}', got {short(asked)}")
+    if options["split"] == "scaffold":
+        raise DataError(f"expected split 'random' or its own for the bundled task '{name}', got 'scaffold'")
     return entry.make(seed=seed, **{key: value for key, value in options.items() if value is not None})
 
 

@@ -97,7 +97,7 @@ def train_task(
         else:
             model, history, selection = searched(task, source, program, mapping, budget, epochs, seed, **common)
         guesses = {part: guess(model, task, part, accelerator) for part in ("validation", "test")}
-        own = own_method(model, source, guesses["test"])
+        own = own_method(model, source, guesses["test"], task.modality)
         result = stand_beside(
             task, own, source, beside, seed, time.perf_counter() - start, progress and accelerator.is_main_process
         )
@@ -217,11 +217,13 @@ def guess(model: Reprogrammed, task: Task, part: str, accelerator: Any = None) -
     return values[:, 0] if task.kind == "regression" else tidy(task.kind, values)
 
 
-def own_method(model: Reprogrammed, source: str | Source, values: np.ndarray) -> Method:
+def own_method(model: Reprogrammed, source: str | Source, values: np.ndarray, modality: str = "molecules") -> Method:
     """The trained model as a row of a comparison; without a learned program it is a probe, and called so."""
     programmed = any(True for _ in model.program.parameters())
     label = source.name if isinstance(source, Source) else source
-    name = "auto" if label == "auto" else "reprogrammed" if programmed else f"{label}, no program"
+    name = "reprogrammed" if programmed else f"{label}, no program"
+    if label == "auto":  # the usual recipe; only for molecules it is more than one source
+        name = "auto" if modality == "molecules" else "reprogrammed"
     group: Group = "reprogrammed" if programmed else "probe"
     return Method(
         name, group, lambda task, seed: Prediction(values, learned(model), model), summary=f"{label}, as trained here"

@@ -9,6 +9,7 @@ from PIL import Image
 from sklearn.datasets import load_digits, load_iris
 from typer.testing import CliRunner
 
+from reprogram import adapt
 from reprogram.errors import DataError
 from reprogram.sources import load
 from tasks import MODALITIES, available, load_task, read_inputs
@@ -165,6 +166,17 @@ def test_what_does_not_fit_a_bundled_task_is_one_sentence():
         load_task("digits", target="y")
     with pytest.raises(DataError, match="expected images for the bundled task 'digits', got 'texts'"):
         load_task("digits", modality="texts")
+    with pytest.raises(DataError, match="neutralise for molecules only"):
+        load_task("antimicrobial", neutralise=True)
+    with pytest.raises(DataError, match="got 'scaffold'"):
+        load_task("digits", split="scaffold")
+    for source, program, words in (
+        ("chemnet", "auto", "reads images"),
+        ("efficientnet-lite0", "none", "take program 'canvas'"),
+    ):
+        task = load_task("digits" if source == "chemnet" else "wine")
+        with pytest.raises(DataError, match=words):
+            adapt(source, *task.part("train"), kind="classification", program=program, modality=task.modality)
     with pytest.raises(DataError, match="expected a modality among"):
         load_task({"x": ["a"], "y": [1]}, modality="sounds")
 
