@@ -14,8 +14,8 @@ from reprogram.errors import BudgetError, DataError
 from reprogram.files import atomic_file
 
 Told = Callable[[float], bool]
-Attempt = Callable[["Candidate", Told], None]
-NOISE = 0.1  # variance of a normal score, of which candidates explain one
+Attempt = Callable[["Candidate", Told], float]
+NOISE = 0.3  # variance beside the one that what candidates share explains
 
 
 @dataclass(frozen=True)
@@ -33,32 +33,42 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Trial:
-    """What a candidate reached: its validation loss after every pass, whether it was stopped early, why it failed."""
+    """What a candidate reached: its validation loss, infinite for one that was stopped early or failed, and why it failed.
+
+    `curve` has the plain validation loss after every pass, which decides who is stopped.
+    """
 
     candidate: Candidate
-    losses: tuple[float, ...]
+    loss: float
+    curve: tuple[float, ...]
     stopped: bool = False
     error: str = ""
 
     @property
-    def loss(self) -> float:
-        """The smallest one."""
-        return min(self.losses, default=float("inf")) if not self.error else float("inf")
-
-    @property
     def epochs(self) -> int:
         """Passes over the training rows."""
-        return len(self.losses)
+        return len(self.curve)
+
+    @property
+    def rank(self) -> tuple[float, float]:
+        """What trials are sorted by: stopped ones come last, by how far they got."""
+        return self.loss, min(self.curve, default=float("inf"))
+
+    @property
+    def outcome(self) -> str:
+        """The loss, the plain one where it was stopped, or the error."""
+        return self.error or (f"{min(self.curve):.3g} when stopped" if self.stopped else f"{self.loss:.3g}")
 
 
 def search(
     pool: Sequence[Candidate], attempt: Attempt, *, budget: int, epochs: int, seed: int = 0,
-    journal: str | Path | None = None, progress: bool = True,
+    first: Sequence[Candidate] = (), journal: str | Path | None = None, progress: bool = True,
 ) -> list[Trial]:  # fmt: skip
-    """Try `budget` candidates of the pool; returns the trials in their order.
+    """Try `budget` candidates of the pool, those in `first` before others; returns the trials in their order.
 
-    `attempt(candidate, told)` trains one and calls `told(validation loss)` after every pass, which says whether to stop. A
-    candidate is stopped after a third of `epochs` passes when its best loss is worse than the median of the others there.
+    `attempt(candidate, told)` trains one, calls `told(validation loss)` after every pass, which says whether to stop, and
+    returns the loss to compare by. A candidate is stopped after a third of `epochs` passes when its best loss is worse than
+    the median of the others there.
 
     Reference: Jones, Schonlau & Welch, "Efficient Global Optimization of Expensive Black-Box Functions", 1998 (expected
     improvement); Golovin et al., "Google Vizier", KDD 2017 (the median rule).
@@ -73,7 +83,9 @@ def search(
     bar = tqdm(total=min(budget, len(pool)), initial=len(trials), desc="select", unit="run", disable=not progress)
     with bar:
         while len(trials) < min(budget, len(pool)):
-            chosen = following(likeness, [places[t.candidate] for t in trials], [t.loss for t in trials], seed)
+            known = [places[t.candidate] for t in trials]
+            opening = [places[candidate] for candidate in first if places[candidate] not in known]
+            chosen = opening[0] if opening else following(likeness, known, [t.rank for t in trials], seed)
             trials.append(tried(pool[chosen], attempt, trials, max(1, epochs // 3)))
             record(journal, trials)
             bar.update()
@@ -82,23 +94,23 @@ def search(
 
 def tried(candidate: Candidate, attempt: Attempt, before: Sequence[Trial], patience: int) -> Trial:
     """One candidate trained until it ends, is stopped or fails; a spent budget of a black box is no failure of one."""
-    others = [min(t.losses[:patience]) for t in before if t.losses]
-    losses: list[float] = []
+    others = [min(t.curve[:patience]) for t in before if t.curve]
+    curve: list[float] = []
     stopped = False
 
     def told(loss: float) -> bool:
         nonlocal stopped
-        losses.append(loss)
-        stopped = len(losses) == patience and len(others) > 2 and bool(min(losses) > np.median(others))
+        curve.append(loss)
+        stopped = len(curve) == patience and len(others) > 2 and bool(min(curve) > np.median(others))
         return stopped
 
     try:
-        attempt(candidate, told)
+        loss, error = attempt(candidate, told), ""
     except BudgetError:
         raise
-    except ValueError as error:  # this one cannot be built or trained on these rows; others may
-        return Trial(candidate, tuple(losses), False, str(error))
-    return Trial(candidate, tuple(losses), stopped)
+    except ValueError as reason:  # this one cannot be built or trained on these rows; others may
+        loss, error = float("inf"), str(reason)
+    return Trial(candidate, float("inf") if stopped else loss, tuple(curve), stopped, error)
 
 
 def alike(pool: Sequence[Candidate]) -> np.ndarray:
@@ -113,7 +125,7 @@ def alike(pool: Sequence[Candidate]) -> np.ndarray:
     return (source + here + mapping / 2 + source * mapping / 2 + near / 2 + here * near / 2) / 4
 
 
-def following(likeness: np.ndarray, known: Sequence[int], losses: Sequence[float], seed: int) -> int:
+def following(likeness: np.ndarray, known: Sequence[int], ranks: Sequence[tuple[float, float]], seed: int) -> int:
     """The place in the pool with the largest expected improvement; chance decides the first and between equals."""
     from scipy.stats import norm, rankdata
 
@@ -121,7 +133,8 @@ def following(likeness: np.ndarray, known: Sequence[int], losses: Sequence[float
     lot = np.random.default_rng([seed, len(known)]).random(len(left))
     if len(known) < 2:
         return int(left[np.argmax(lot)])
-    scores = norm.ppf((rankdata(losses) - 0.5) / len(losses))
+    place = {rank: number for number, rank in enumerate(sorted(set(ranks)))}
+    scores = norm.ppf((rankdata([place[rank] for rank in ranks]) - 0.5) / len(ranks))
     across = likeness[np.ix_(known, left)]
     solved = np.linalg.solve(likeness[np.ix_(known, known)] + NOISE * np.eye(len(known)), across)
     mean, spread = scores @ solved, np.sqrt(np.clip(1 - (across * solved).sum(0), 1e-9, None))
@@ -138,7 +151,7 @@ def recorded(journal: str | Path | None, pool: Sequence[Candidate]) -> list[Tria
     if journal is None or not Path(journal).is_file():
         return []
     facts: list[dict[str, Any]] = json.loads(Path(journal).read_text())
-    trials = [Trial(Candidate(**f["candidate"]), tuple(f["losses"]), f["stopped"], f["error"]) for f in facts]
+    trials = [Trial(**f | {"candidate": Candidate(**f["candidate"]), "curve": tuple(f["curve"])}) for f in facts]
     if strange := [t.candidate for t in trials if t.candidate not in set(pool)]:
         raise DataError(f"expected a journal of the same search, got '{strange[0]}' in {journal}; choose another file")
     return trials

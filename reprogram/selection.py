@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from torch.nn import functional as F
 
 from reprogram.errors import DataError
+from reprogram.features import features_of, target_tensor
 from reprogram.label_map import METHODS
 from reprogram.model import Reprogrammed
 from reprogram.objectives import adam
@@ -58,16 +62,15 @@ class Selection:
         first = self.trials[0]
         others = {t.candidate.source: t for t in reversed(self.trials) if t.candidate.source != first.candidate.source}
         text = f"{first.candidate} has the smallest validation loss, {first.loss:.3g}, of {len(self.trials)} tried"
-        beaten = ", ".join(f"{name} at best {trial.loss:.3g}" for name, trial in others.items())
+        beaten = ", ".join(f"{name} at best {trial.outcome}" for name, trial in others.items())
         return f"{text}; {beaten}." if beaten else f"{text}."
 
     def to_markdown(self) -> str:
         """The ranked table and the reason."""
         lines = ["| rank | program | source | map | rate | validation loss | passes |", "| --- |" + " --- |" * 6]
         for rank, t in enumerate(self.trials, start=1):
-            c, passes = t.candidate, f"{t.epochs}{' (stopped)' if t.stopped else ''}"
-            loss = t.error or f"{t.loss:.4g}"
-            lines.append(f"| {rank} | {c.program} | {c.source} | {c.mapping} | {c.rate:g} | {loss} | {passes} |")
+            c = t.candidate
+            lines.append(f"| {rank} | {c.program} | {c.source} | {c.mapping} | {c.rate:g} | {t.outcome} | {t.epochs} |")
         return "\n".join([*lines, "", self.why()]) + "\n"
 
 
@@ -106,13 +109,29 @@ def pool(
     ]
 
 
+def openers(choices: Sequence[Candidate], seed: int) -> list[Candidate]:
+    """One candidate of each source in an order drawn by `seed`: its first program, last map and middle rate."""
+    own: dict[str, list[Candidate]] = {}
+    for choice in choices:
+        own.setdefault(choice.source, []).append(choice)
+    found = []
+    for place in np.random.default_rng(seed).permutation(len(own)):
+        some = list(own.values())[place]
+        alike = [c for c in some if c.program == some[0].program]
+        rates = [c for c in alike if c.mapping == alike[-1].mapping]
+        found.append(rates[len(rates) // 2])
+    return found
+
+
 def select(
     data: Data, sources: Sequence[Source], *, kind: str, outputs: int, budget: int = 20, epochs: int = 30,
     programs: Sequence[str] | None = None, rates: Sequence[float] = RATES, modality: str | None = None,
     batch_size: int = 32, seed: int = 0, storage: str | Path | None = None,
     progress: bool = True,
 ) -> Selection:  # fmt: skip
-    """Try `budget` candidates and rank them by validation loss; weak ones are stopped early. See `search` for how.
+    """Try `budget` candidates and rank them by validation loss (`judged`); weak ones are stopped early.
+
+    Each source comes once, as a probe where it can, before `search` goes where the best of them points.
 
     Args:
         data: `{"train": (inputs, targets), "validation": (inputs, targets)}`; nothing else is looked at.
@@ -134,15 +153,21 @@ def select(
     if not (choices := pool(sources, kind, programs, rates, modality)):
         raise DataError(f"expected a program that fits one of the sources, got {', '.join(programs or ())}")
 
-    def attempt(candidate: Candidate, told: Told) -> None:
+    def attempt(candidate: Candidate, told: Told) -> float:
         def tell(state: Training) -> None:
             state.stop = told(state.history.epochs[-1]["validation_loss"]) or state.stop
 
-        options = {"epochs": epochs, "batch_size": batch_size, "seed": seed, "hooks": [tell]}
-        trained(candidate, known[candidate.source], data, kind, outputs, **options)
+        model, _ = trained(
+            candidate, known[candidate.source], data, kind, outputs, epochs=epochs, batch_size=batch_size, seed=seed,
+            hooks=[tell],
+        )  # fmt: skip
+        return judged(model, *data["validation"])
 
-    trials = search(choices, attempt, budget=budget, epochs=epochs, seed=seed, journal=storage, progress=progress)
-    ranked = sorted(trials, key=lambda t: t.loss)
+    trials = search(
+        choices, attempt, budget=budget, epochs=epochs, seed=seed, first=openers(choices, seed), journal=storage,
+        progress=progress,
+    )  # fmt: skip
+    ranked = sorted(trials, key=lambda t: t.rank)
     if not np.isfinite(ranked[0].loss):
         raise DataError(f"expected a candidate that can be trained, got none: {ranked[0].error}")
     return Selection(tuple(ranked), seed, known, epochs)
@@ -169,3 +194,22 @@ def trained(
         progress=progress, **options,
     )  # fmt: skip
     return model, history
+
+
+@torch.no_grad()
+def judged(model: Reprogrammed, inputs: Sequence[Any], targets: Any) -> float:
+    r"""Validation loss that compares maps: cross-entropy at the best temperature, $\min_\tau L(z / \tau)$, where there are classes.
+
+    Label maps answer with logits on scales of their own, so their plain losses say more about confidence than about classes.
+    """
+    from scipy.optimize import minimize_scalar
+
+    output = model.mapping(features_of(model, model.encode(list(inputs))))
+    y = target_tensor(targets, model.mapping.kind).to(output.device)
+    if model.mapping.kind != "classification":
+        return float(model.row_losses(output, y).mean())
+    logits = output.double().log_softmax(1)
+    losses = minimize_scalar(
+        lambda log: float(F.cross_entropy(logits * math.exp(log), y)), bounds=(-4, 4), method="bounded"
+    )
+    return float(losses.fun)

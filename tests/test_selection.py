@@ -5,7 +5,7 @@ import pytest
 
 from reprogram.errors import DataError
 from reprogram.search import Candidate, search
-from reprogram.selection import pool, select
+from reprogram.selection import judged, openers, pool, select
 from reprogram.train import fit, predict
 
 
@@ -72,15 +72,24 @@ def test_what_candidates_share_leads_to_the_best_of_them(seed):
         for epoch in range(9):
             if told(level(candidate) + 1 / (epoch + 1)):
                 break
+        return level(candidate)
 
     found = search(GRID, attempt, budget=16, epochs=9, seed=seed, progress=False)
     assert len({t.candidate for t in found}) == len(found) == 16
-    best = min(found, key=lambda t: t.loss)
+    best = min(found, key=lambda t: t.rank)
     assert level(best.candidate) <= sorted(map(level, GRID))[1]
     weak = [t for t in found if t.stopped]
-    assert weak and all(t.epochs == 3 for t in weak)
+    assert weak and all(t.epochs == 3 and t.loss == np.inf for t in weak)
     assert not any(t.stopped for t in found[:3])
     assert len(search(GRID[:5], attempt, budget=16, epochs=9, progress=False)) == 5
+
+
+def test_every_source_comes_first_as_a_probe(data, pixel_source):
+    opening = openers(GRID, 0)
+    assert sorted(str(c) for c in opening) == [f"none → {s} → l, rate 0.1" for s in "abcd"]
+    assert {tuple(c.source for c in openers(GRID, seed)) for seed in range(5)} != {tuple("abcd")}
+    tried = search(GRID, lambda candidate, told: level(candidate), budget=5, epochs=3, first=opening, progress=False)
+    assert [t.candidate for t in tried[:4]] == opening
 
 
 def test_the_pool_has_every_candidate_once(pixel_source, sound_source, tiny_source):
@@ -104,9 +113,26 @@ def test_a_candidate_that_fails_does_not_end_the_search(data, pixel_source, monk
     monkeypatch.setattr(selection, "build_program", fragile)
     found = chosen(data, pixel_source, programs=["none", "pad"], budget=5)
     assert found.best.program == "none"
-    assert all(np.isfinite(t.loss) == (t.candidate.program == "none") for t in found.trials)
+    assert all(bool(t.error) == (t.candidate.program != "none") for t in found.trials)
     with pytest.raises(DataError, match="a candidate that can be trained, got none: expected luck"):
         chosen(data, pixel_source, programs=["pad"], budget=2)
+
+
+def test_a_loss_says_nothing_of_the_scale_of_logits(data, pixel_source):
+    from reprogram.label_map import LabelMap
+    from reprogram.model import Reprogrammed
+    from reprogram.programs import Identity
+
+    x, y = data["validation"]
+    y = [(label + (row % 4 == 0)) % 3 for row, label in enumerate(y)]  # some are wrong, or no confidence is too much
+    losses = []
+    for scale in (0.01, 1.0, 7.0):
+        model = Reprogrammed(Identity(), pixel_source, LabelMap(8, 3, method="bayesian+"))
+        fit(model, data, epochs=1, progress=False)
+        model.mapping.weight.mul_(scale)
+        losses.append(judged(model, x, y))
+        assert losses[-1] <= np.log(3) + 1e-4  # no confidence at all costs so much
+    assert losses[1] == pytest.approx(losses[2], abs=1e-4)
 
 
 def test_wrong_calls_are_one_sentence(data, pixel_source):
