@@ -24,12 +24,12 @@ import torch
 
 from benchmarks.harness import Cell, measure, parser
 from benchmarks.summary import ordering
-from reprogram.gradient import CMAES, SPSA, CoordinateWise, GradientStep, RandomGradientFree
 from reprogram.label_map import LabelMap
 from reprogram.mapping import LinearMap
 from reprogram.model import Reprogrammed
-from reprogram.objectives import Optimizer, adam, cma_rates, spsa_rates
+from reprogram.objectives import adam
 from reprogram.programs import Coordinator, Identity
+from reprogram.recipes import STEPS
 from reprogram.sources import BlackBox, Source, load
 from reprogram.surrogate import Through, prime, reprime
 from reprogram.train import fit, predict, refresh
@@ -40,17 +40,10 @@ from tasks.task import Task
 SIDE, TEST, SHOTS, EPOCHS, ROUNDS, BLACKVIP = 64, 400, 10, 32, 4, 50_000
 MAPS = ("labels", "linear")
 FLOOR, CEILING = "no program, labels", "white box, labels"
-Step = tuple[Callable[[], GradientStep], Optimizer, float, int]  # and queries per image and pass, with the map's
-# Chosen by the loss of 160 training rows (seed 100, which is not measured) after 4000 queries. Adam's rate: of RGF out of
+# The rates in STEPS were chosen by the loss of 160 training rows (seed 100, not measured) after 4000 queries. Adam's rate: of RGF out of
 # 0.03 and 0.1 (smaller ones lost at 5600 queries, as did radius 0.01 and 0.1), of coordinates out of 0.03, 0.1 and 0.3;
 # SPSA's out of 0.01, 0.03 and 0.1, with correction out of 0.003, 0.01 and 0.03; CMA's sigma out of 0.03, 0.1 and 0.3.
-STEPS: dict[str, Step] = {
-    "rgf": (lambda: RandomGradientFree(directions=5, radius=1.0), adam(program=3e-2), 1.0, 7),
-    "spsa": (lambda: SPSA(repeats=5), spsa_rates(program=0.01, correction=0), math.inf, 11),
-    "spsa-gc": (lambda: SPSA(repeats=5), spsa_rates(program=0.01), math.inf, 11),
-    "coordinate": (lambda: CoordinateWise(coordinates=5), adam(program=0.3), 1.0, 11),
-    "cma": (lambda: CMAES(sigma=0.1), cma_rates(), math.inf, 33),
-}
+EACH = {"rgf": 7, "spsa": 11, "spsa-gc": 11, "coordinate": 11, "cma": 33}  # queries per image and pass, with the map's
 KEPT: dict[str, Source] = {}
 SPENT: dict[tuple[int, int, str], int] = {}
 
@@ -101,7 +94,7 @@ def from_queries(name: str, budget: int) -> Callable[[Task, int], Prediction]:
     """Train the coordinator by a gradient step until the budget is spent."""
 
     def run(task: Task, seed: int) -> Prediction:
-        make, rates, clip, each = STEPS[name]
+        (make, rates, clip), each = STEPS[name], EACH[name]
         x, y = task.part("train")
         source = boxed(budget)
         model = Reprogrammed(Coordinator(seed=seed), source, head(task, "labels"))

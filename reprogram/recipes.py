@@ -26,10 +26,10 @@ from reprogram.train import History, fit, refresh
 STEPS: dict[
     str, tuple[Callable[[], GradientStep], Optimizer, float]
 ] = {  # a step, its rates, the largest gradient norm
-    "rgf": (lambda: RandomGradientFree(directions=5, radius=0.01), adam(program=3e-2), 1.0),
+    "rgf": (lambda: RandomGradientFree(directions=5, radius=1.0), adam(program=3e-2), 1.0),
     "spsa": (lambda: SPSA(repeats=5), spsa_rates(program=0.01, correction=0), math.inf),
     "spsa-gc": (lambda: SPSA(repeats=5), spsa_rates(program=0.01), math.inf),
-    "coordinate": (lambda: CoordinateWise(coordinates=5), adam(program=3e-2), 1.0),
+    "coordinate": (lambda: CoordinateWise(coordinates=5), adam(program=0.3), 1.0),
     "cma": (lambda: CMAES(sigma=0.1), cma_rates(), math.inf),
 }
 FEW = 20  # below this many rows there is nothing to cut into folds

@@ -18,6 +18,7 @@ from reprogram.label_map import LabelMap
 from reprogram.objectives import adam
 from reprogram.programs import Pad
 from reprogram.sources import BlackBox, Source
+from reprogram.sources.images import ImageCodec
 from reprogram.sources.ledger import Ledger
 from reprogram.sources.remote import Endpoint
 from reprogram.train import fit, refresh
@@ -140,6 +141,7 @@ def test_a_file_that_is_no_ledger_is_one_sentence(tmp_path):
 SPEND = """
 import sys
 from reprogram.errors import BudgetError
+from reprogram.sources.images import ImageCodec
 from reprogram.sources.ledger import Ledger
 ledger = Ledger(sys.argv[1], budget=150)
 try:
@@ -271,3 +273,25 @@ def test_addresses_that_never_answer_are_one_sentence(pixel_source, remote):
     wrong = as_source(Endpoint(url), pixel_source)
     with pytest.raises(DataError, match="got 400"):
         wrong({"pixels": torch.rand(2, 3, 5, 5)})
+
+
+@pytest.mark.parametrize("name", ["rgf", "spsa", "spsa-gc", "coordinate", "cma"])
+def test_adapt_learns_a_program_from_answers_alone(name):
+    from reprogram import adapt, predict
+
+    if name == "cma":
+        pytest.importorskip("cma")
+    weight = torch.randn(3 * 32 * 32, 5, generator=torch.Generator().manual_seed(0)) / 50
+    box = BlackBox(lambda pixels: torch.from_numpy(pixels).flatten(1).matmul(weight).softmax(1).numpy(), budget=2000)
+    source = Source(
+        box, ImageCodec((32, 32)), name="box", takes="image", width=5, returns="logits", differentiable=False
+    )
+    drawn = np.random.default_rng(0)
+    images, labels = list(drawn.random((12, 8, 8)).astype(np.float32)), drawn.integers(0, 2, 12)
+    model, history = adapt(source, images, labels, kind="classification", gradient=name, epochs=2, progress=False)
+    assert type(model.program).__name__ == "Coordinator" and len(history.epochs) == 2
+    assert 12 < box.queries <= 2000 and predict(model, images).shape == (12, 2)
+    with pytest.raises(DataError, match="a gradient step among"):
+        adapt(source, images, labels, kind="classification", gradient="newton")
+    with pytest.raises(DataError, match="mapping 'linear' with a gradient step"):
+        adapt(source, images, labels, kind="classification", gradient=name, mapping="gp")
