@@ -1,6 +1,7 @@
 """Will it transfer? Scores of a source for a task from frozen features, before anything is trained.
 
-They are heuristics: none bounds an accuracy. Their rank correlation with measured accuracy stands in the benchmarks.
+They are heuristics: none bounds an accuracy. Over 9 tasks with 4 to 10 sources each (`benchmarks.transfer`, 96 rows) LogME
+ranks sources with a mean Spearman correlation of 0.44 with the best test metric, the other two with none that shows.
 """
 
 from __future__ import annotations
