@@ -62,7 +62,8 @@ class Trial:
 
 def search(
     pool: Sequence[Candidate], attempt: Attempt, *, budget: int, epochs: int, seed: int = 0,
-    first: Sequence[Candidate] = (), journal: str | Path | None = None, progress: bool = True,
+    first: Sequence[Candidate] = (), journal: str | Path | None = None, identity: str = "",
+    progress: bool = True,
 ) -> list[Trial]:  # fmt: skip
     """Try `budget` candidates of the pool, those in `first` before others; returns the trials in their order.
 
@@ -77,7 +78,7 @@ def search(
     """
     from tqdm.auto import tqdm
 
-    trials = recorded(journal, pool)
+    trials = recorded(journal, pool, identity)
     likeness = alike(pool)
     places = {candidate: place for place, candidate in enumerate(pool)}
     bar = tqdm(total=min(budget, len(pool)), initial=len(trials), desc="select", unit="run", disable=not progress)
@@ -87,7 +88,7 @@ def search(
             opening = [places[candidate] for candidate in first if places[candidate] not in known]
             chosen = opening[0] if opening else following(likeness, known, [t.rank for t in trials], seed)
             trials.append(tried(pool[chosen], attempt, trials, max(1, epochs // 3)))
-            record(journal, trials)
+            record(journal, trials, identity)
             bar.update()
     return trials
 
@@ -108,7 +109,7 @@ def tried(candidate: Candidate, attempt: Attempt, before: Sequence[Trial], patie
         loss, error = attempt(candidate, told), ""
     except BudgetError:
         raise
-    except ValueError as reason:  # this one cannot be built or trained on these rows; others may
+    except (ValueError, TypeError) as reason:  # this one cannot be built or trained on these rows; others may
         loss, error = float("inf"), str(reason)
     return Trial(candidate, float("inf") if stopped else loss, tuple(curve), stopped, error)
 
@@ -143,22 +144,25 @@ def following(likeness: np.ndarray, known: Sequence[int], ranks: Sequence[tuple[
     return int(left[np.lexsort((lot, gain))[-1]])
 
 
-def recorded(journal: str | Path | None, pool: Sequence[Candidate]) -> list[Trial]:
+def recorded(journal: str | Path | None, pool: Sequence[Candidate], identity: str) -> list[Trial]:
     """Trials of an earlier search that was stopped.
 
-    Raises: DataError for a journal that knows other candidates.
+    Raises: DataError for the journal of another search: other rows, settings or candidates.
     """
     if journal is None or not Path(journal).is_file():
         return []
-    facts: list[dict[str, Any]] = json.loads(Path(journal).read_text())
+    found = json.loads(Path(journal).read_text())
+    if found["identity"] != identity:
+        raise DataError(f"expected the journal of this very search in {journal}, got another's; choose another file")
+    facts: list[dict[str, Any]] = found["trials"]
     trials = [Trial(**f | {"candidate": Candidate(**f["candidate"]), "curve": tuple(f["curve"])}) for f in facts]
     if strange := [t.candidate for t in trials if t.candidate not in set(pool)]:
         raise DataError(f"expected a journal of the same search, got '{strange[0]}' in {journal}; choose another file")
     return trials
 
 
-def record(journal: str | Path | None, trials: Sequence[Trial]) -> None:
+def record(journal: str | Path | None, trials: Sequence[Trial], identity: str) -> None:
     """Write all trials, whole or not at all."""
     if journal is not None:
         with atomic_file(journal) as writing:
-            writing.write_text(json.dumps([asdict(trial) for trial in trials]) + "\n")
+            writing.write_text(json.dumps({"identity": identity, "trials": [asdict(trial) for trial in trials]}) + "\n")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from torch.nn import functional as F
 from reprogram.errors import DataError
 from reprogram.features import features_of, target_tensor
 from reprogram.label_map import METHODS
+from reprogram.loop import add_bytes
 from reprogram.model import Reprogrammed
 from reprogram.objectives import adam
 from reprogram.parts import AUTO, BRIDGES, PROGRAMS, build_mapping, build_program, native
@@ -165,12 +167,24 @@ def select(
 
     trials = search(
         choices, attempt, budget=budget, epochs=epochs, seed=seed, first=openers(choices, seed), journal=storage,
-        progress=progress,
+        identity=same_search(data, known, [kind, outputs, epochs, batch_size, seed, modality]), progress=progress,
     )  # fmt: skip
     ranked = sorted(trials, key=lambda t: t.rank)
     if not np.isfinite(ranked[0].loss):
         raise DataError(f"expected a candidate that can be trained, got none: {ranked[0].error}")
     return Selection(tuple(ranked), seed, known, epochs)
+
+
+def same_search(data: Data, sources: Mapping[str, Source], plan: Sequence[Any]) -> str:
+    """What makes two searches one: rows and targets, the sources' weights, and the plan."""
+    total = hashlib.sha256()
+    for part in ("train", "validation"):
+        inputs, targets = data[part]
+        arrays = [value if isinstance(value, str) else np.asarray(value) for value in inputs]
+        plain = [v if isinstance(v, str) or v.dtype == object else torch.from_numpy(np.array(v)) for v in arrays]
+        add_bytes(total, [plain, torch.as_tensor(np.asarray(targets, dtype=float))])
+    add_bytes(total, [[name, source.digest] for name, source in sorted(sources.items())] + [plan])
+    return total.hexdigest()
 
 
 def assembled(

@@ -198,4 +198,11 @@ def read_bundled(name: str) -> Table:
     columns = {bundled.target: [v for table in tables for v in table.column(bundled.target)]}
     structures = [m for table in tables for m in table.structures or ()]
     columns["file"] = [path.stem.split(".")[-1] for path, table in zip(paths, tables, strict=True) for _ in table.rows]
-    return Table(columns, range(1, len(structures) + 1), name, tables[0].numbering, structures=structures or None)
+    return Table(
+        columns,
+        range(1, len(structures) + 1),
+        name,
+        tables[0].numbering,
+        structures=structures or None,
+        modality="molecules",
+    )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,10 @@ import numpy as np
 from reprogram.errors import DataError
 from tasks import bundled
 from tasks.labels import Labels, Value, check_types, encode, infer_kind, parse, short
-from tasks.merge import HELD_OUT, Merge, merge
+from tasks.merge import Merge, merge
 from tasks.metrics import rank_metric
 from tasks.modalities import MODALITIES, Modality, modality
+from tasks.modalities import modality as known_modality
 from tasks.readers import Table, read
 from tasks.splits import WORDS, Split, check_fractions, given_split, group_split, random_split
 from tasks.task import Dropped, ReadReport, Task, shown, without_row
@@ -77,8 +78,12 @@ def load_task(
     """
     entry = bundled_entry(data)
     if isinstance(entry, bundled.Made):
-        given = {"split": split, "kind": kind, "positive": positive}
-        return made(entry, data, modality, input or smiles or target, given, seed, standardisation)
+        given = {"split": split, "kind": kind, "positive": positive, "name": name, "units": units or None}
+        given |= {"fractions": None if fractions is FRACTIONS else fractions}
+        if tolerance is not None:
+            raise DataError(f"expected no tolerance for the bundled task '{data}', got {tolerance}; leave it out")
+        found = made(entry, data, modality, input or smiles or target, given, seed, standardisation)
+        return found if accepts is None else accepted(found, accepts)
     table = open_table(data)
     if entry:
         input, target = entry.smiles, target or entry.target
@@ -107,8 +112,23 @@ def made(
     return entry.make(seed=seed, **{key: value for key, value in options.items() if value is not None})
 
 
+def accepted(task: Task, accepts: Callable[[Any], Any]) -> Task:
+    """The task without the rows that `accepts` refuses; they stand in its report."""
+    refused = {}
+    for row in sorted(row for part in task.split.values() for row in part.tolist()):
+        try:
+            accepts(task.inputs[row])
+        except ValueError as error:
+            refused[row] = Dropped(row, shown(task.inputs[row]), without_row(error))
+    split = {part: np.array([r for r in rows if r not in refused], dtype=int) for part, rows in task.split.items()}
+    report = replace(task.report, dropped=tuple(refused.values()), kept=task.report.kept - len(refused))
+    return replace(task, split=split, report=report) if refused else task
+
+
 def modality_of(table: Table, asked: str | None) -> Modality:
     """The modality the user named, else what the data looks like; molecules where nothing tells."""
+    if asked is not None and table.modality not in (None, asked):
+        raise DataError(f"expected {modality(asked).name}, got {table.modality} in {table.origin}; choose other data")
     if asked is not None or table.modality is not None:
         return modality(asked or str(table.modality))
     there = {str(column).strip().lower() for column in table.columns}
@@ -135,7 +155,7 @@ def read_inputs(
 
     `leave_out` names label columns of a table of numbers; `options` are the task's `preprocessing`.
     """
-    what = MODALITIES[modality or "molecules"]
+    what = known_modality(modality or "molecules")
     listed = isinstance(data, list | tuple)
     table = Table({}, range(len(data)), "the list", structures=list(data)) if listed else open_table(data)
     what = what if listed else modality_of(table, modality)
@@ -178,6 +198,7 @@ class Reader:
         if not clean:
             raise nothing_left(table, what, sorted(dropped, key=lambda d: d.row))
         words = table.column(parts) if parts else None
+        dropped += without_part(clean, words, table) if parts and parts == table.parted and self.split is None else []
         asked = kind
         kind = infer_kind({c: [values[i] for i in clean] for c, values in labels.items()}, kind)
         merged = merge(
@@ -200,7 +221,9 @@ class Reader:
             kept=len(merged.inputs),
             dropped=tuple(sorted([*dropped, *merged.dropped], key=lambda d: d.row)),
             merged=tuple(merged.groups),
-            notes=tuple(note for note in (note, whole_numbers(encoded, targets, asked)) if note),
+            notes=tuple(
+                n for n in (note, whole_numbers(encoded, targets, asked), repeats(what, merged.inputs, cut)) if n
+            ),
             what=what.name,
             one=what.one,
         )
@@ -221,7 +244,7 @@ class Reader:
             return self.table.find(self.split)
         column = self.table.parted
         known = {WORDS.get(word) for word in self.table.column(column)} if column else set()
-        return column if {"train", "test"} <= known <= set(HELD_OUT) else None
+        return column if {"train", "test"} <= known else None
 
     def targets(self, column: str | None, parts: str | None) -> list[str]:
         table = self.table
@@ -233,7 +256,12 @@ class Reader:
             return found
         if table.labelled is not None:
             return [table.labelled]
-        free = [c for c in table.columns if c not in (column, parts, table.parted)]
+        free = [c for c in table.columns if c not in (column, parts, table.parted, table.identity)]
+        if not free and table.modality == "images":
+            raise DataError(
+                f"expected pictures in folders named like their class in {table.origin}, got no such folder; arrange them as "
+                f"{table.origin}/cat/1.png"
+            )
         if len(free) != 1:
             there = ", ".join(short(c, 40) for c in free[:20]) or "no other column"
             raise DataError(f"expected one target column in {table.origin}, got {there}; choose with target=")
@@ -323,9 +351,16 @@ def cleaned(
             if accepts is not None:
                 accepts(found)
             clean[i] = found
-        except ValueError as refusal:
+        except (ValueError, TypeError) as refusal:
             dropped.append(Dropped(table.rows[i], shown(value), without_row(refusal)))
     return clean, dropped
+
+
+def repeats(what: Modality, inputs: Sequence[Any], cut: Split) -> str:
+    """A note where test rows stand in the training part too, which is so only where equal inputs are not joined."""
+    seen = {what.content(inputs[i]) for i in cut["train"]} if not what.joins else set()
+    count = sum(what.content(inputs[i]) in seen for i in cut["test"]) if seen else 0
+    return f"{count} of {len(cut['test'])} test rows equal a training row" if count else ""
 
 
 def whole_numbers(encoded: Labels, targets: Sequence[str], asked: str | None) -> str:
@@ -349,6 +384,12 @@ def without_labels(clean: dict[int, Any], labels: dict[str, list[Value]], table:
             reason = f"the label in column {short(endless[0])} is infinite" if endless else "the label is missing"
             dropped.append(Dropped(table.rows[i], shown(clean.pop(i)), reason))
     return dropped
+
+
+def without_part(clean: dict[int, Any], words: Sequence[Any], table: Table) -> list[Dropped]:
+    """Takes rows of parts that are none of train, validation and test out of `clean`."""
+    strange = [i for i in clean if WORDS.get(str(words[i]).strip().lower()) is None]
+    return [Dropped(table.rows[i], shown(clean.pop(i)), f"its part {short(words[i])} is none of ours") for i in strange]
 
 
 def nothing_left(table: Table, what: Modality, dropped: list[Dropped]) -> DataError:

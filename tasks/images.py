@@ -20,7 +20,6 @@ BUFFER = 1000  # rows of a stream among which the next one is drawn
 CLOTHES = (
     "T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot",
 )  # fmt: skip
-SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp")
 
 
 def digits(*, seed: int = 0, **options: Any) -> Task:
@@ -63,19 +62,9 @@ def image_folder(folder: str | Path, *, seed: int = 0, **options: Any) -> Task:
 
     Raises: DataError for a folder without pictures in at least two classes.
     """
-    root = Path(folder)
-    files = sorted(file for file in root.rglob("*") if file.suffix.lower() in SUFFIXES and file.parent != root)
-    places = [file.relative_to(root).parts[:-1] for file in files]
-    if not files or len({place[-1] for place in places}) < 2:
-        raise DataError(
-            f"expected pictures in folders named like their class in {root}, at least two, got {len(files)} pictures in "
-            f"{len({place[-1] for place in places})}; arrange them as {root.name}/cat/1.png"
-        )
-    words = {"train", "training", "validation", "valid", "val", "test", "testing"}
-    if all(len(place) > 1 and place[0].lower() in words for place in places):
-        options.setdefault("split", [place[0] for place in places])
-    options = {"name": root.name, "source": str(root)} | options
-    return from_arrays(list(map(str, files)), [p[-1] for p in places], modality="images", seed=seed, **options)
+    from tasks.data import load_task
+
+    return load_task(str(folder), modality="images", seed=seed, **options)
 
 
 def from_dataset(

@@ -18,9 +18,10 @@ from tasks.baselines import tidy
 from tasks.data import Inputs, read_inputs
 from tasks.labels import parse, short
 from tasks.metrics import evaluate
-from tasks.readers import PICTURES, Table
+from tasks.modalities import MODALITIES
+from tasks.readers import Table
 from tasks.report import Report, measured
-from tasks.task import Dropped, shown, without_row
+from tasks.task import Dropped, Task, shown, without_row
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -91,7 +92,9 @@ def predict_file(
 def read_like(data: Any, about: Mapping[str, Any], input: str | None) -> Inputs:
     """The inputs of new data, read as those of the training were; the labels of a table of numbers are no input."""
     how = {"modality": about.get("modality"), "leave_out": list(about.get("target") or [])}
-    return read_inputs(data, **how, input=input or about.get("input"), **about.get("preprocessing", {}))
+    return read_inputs(
+        data, **how, input=input or about.get("input") or about.get("smiles"), **about.get("preprocessing", {})
+    )
 
 
 def answers(model: Reprogrammed, found: Inputs) -> tuple[list[int], np.ndarray, tuple[Dropped, ...]]:
@@ -161,7 +164,10 @@ def evaluate_file(
     rows = measured(name, group, evaluate(kind, y[positions], values, seed=seed), seed=seed)
     kept = int((~np.isnan(y[positions])).reshape(len(positions), -1).any(1).sum())
     facts = {"origin": table.origin, "read": len(table.rows), "kept": kept, "dropped": len(table.rows) - kept}
-    facts |= {"unreadable": len(refused), "seen_in_training": seen(found.inputs, trained.get("rows", ""))}
+    facts |= {
+        "unreadable": len(refused),
+        "seen_in_training": seen(found.inputs, trained.get("rows", ""), str(about.get("modality"))),
+    }
     notes = (
         f"{facts['seen_in_training']} of these {len(found.inputs)} {found.report.what} were training rows of the model: "
         "such metrics are too good.",
@@ -172,27 +178,25 @@ def evaluate_file(
     )  # fmt: skip
 
 
-def row_marks(inputs: Sequence[Any]) -> str:
-    """8 hexadecimal digits of each input's SHA-256, joined: enough to know a training row again, not to read it."""
-    return "".join(sorted({mark(value) for value in inputs}))
+def row_marks(task: Task) -> str:
+    """8 hexadecimal digits of each training input's SHA-256, joined: enough to know a row again, not to read it."""
+    return "".join(sorted({mark(value, task.modality) for value in task.part("train")[0]}))
 
 
-def seen(inputs: Sequence[Any], marks: str) -> int:
+def seen(inputs: Sequence[Any], marks: str, modality: str) -> int:
     """How many inputs are among those that `marks` was made of."""
     known = {marks[i : i + MARK] for i in range(0, len(marks), MARK)}
-    return sum(mark(value) in known for value in inputs)
+    return sum(mark(value, modality) in known for value in inputs)
 
 
-def mark(value: Any) -> str:
-    """The first MARK hexadecimal digits of the SHA-256 of an input: a text, a file's content, or numbers."""
-    return hashlib.sha256(content(value)).hexdigest()[:MARK]
+def mark(value: Any, modality: str) -> str:
+    """The first MARK hexadecimal digits of the SHA-256 of what an input holds."""
+    return digest(value, modality)[:MARK]
 
 
-def content(value: Any) -> bytes:
-    """An input as bytes that stay the same wherever it lies."""
-    if isinstance(value, str) and Path(value).suffix.lower() in PICTURES and Path(value).is_file():
-        return Path(value).read_bytes()
-    return value.encode() if isinstance(value, str) else np.ascontiguousarray(value).tobytes()
+def digest(value: Any, modality: str) -> str:
+    """SHA-256 of what an input holds: a text, a file's content, or numbers."""
+    return hashlib.sha256(MODALITIES.get(modality, MODALITIES["tables"]).content(value)).hexdigest()
 
 
 def labels_of(table: Table, targets: list[str], kind: str, about: Mapping[str, Any]) -> np.ndarray:

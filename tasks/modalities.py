@@ -33,6 +33,13 @@ class Modality:
     groups: Mapping[str, Callable[[Any], str]] = field(default_factory=dict)
     joins: bool = True
 
+    def content(self, value: Any) -> bytes:
+        """An input as bytes that are the same wherever it lies: equal ones are one input."""
+        if isinstance(value, str | Path):
+            return Path(value).read_bytes() if self.name == "images" else str(value).encode()
+        array = np.asarray(value)
+        return f"{array.dtype} {array.shape}".encode() + np.ascontiguousarray(array).tobytes()
+
     @property
     def split(self) -> str:
         """The default split."""
@@ -131,14 +138,14 @@ def picture(value: Any) -> Any:
 
 
 def signal(value: Any) -> np.ndarray:
-    """A series (L,) or (C, L); what is missing at its end was never there."""
+    """A series (C, L); what is missing at its end was never there."""
     from reprogram.sources.series import as_series
 
     found = np.asarray(value, dtype=np.float32)
     if found.ndim == 1 and np.isnan(found).any():
         found = found[: len(found) - int(np.argmin(np.isnan(found[::-1])))]
     as_series(found, 0)
-    return found
+    return np.atleast_2d(found)
 
 
 def numbers(value: Any) -> np.ndarray:

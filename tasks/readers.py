@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import io
-import re
 import warnings
 import zlib
 from collections.abc import Mapping, Sequence
@@ -31,7 +30,7 @@ class Table:
 
     `order` lists the class names of a column in the order its data set gives them; `parted` names the column that
     says which part a row came from, if the data came in parts, `labelled` the one that holds its label, if the form of the
-    data says so, as `modality` says what its inputs are. Paths in the table start at `folder`.
+    data says so, `identity` what only names a row, as `modality` says what its inputs are. Paths in the table start at `folder`.
     """
 
     columns: Mapping[str, Any]
@@ -42,6 +41,7 @@ class Table:
     order: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     parted: str | None = None
     labelled: str | None = None
+    identity: str | None = None
     modality: str | None = None
     folder: Path | None = None
 
@@ -77,6 +77,10 @@ def read(data: Any) -> Table:
     elif type(data).__module__.split(".")[0] == "datasets":
         table = _dataset(data, type(data).__name__)
     elif hasattr(data, "columns") and hasattr(data, "iloc"):
+        names = [str(c) for c in data.columns]
+        if len(set(names)) < len(names):
+            twice = next(c for c in names if names.count(c) > 1)
+            raise DataError(f"expected columns of different names in the data frame, got {short(twice)} twice")
         table = Table({str(c): data[c] for c in data.columns}, range(len(data)), "the data frame")
     elif isinstance(data, Mapping) and data:
         lengths = {len(values) for values in data.values()}
@@ -105,19 +109,19 @@ def _pictures(root: Path) -> Table:
         raise DataError(f"expected a file, or a folder with images, got the folder {short(str(root))} without any")
     places = [file.relative_to(root).parts[:-1] for file in files]
     columns: dict[str, Any] = {"file": [str(file.relative_to(root)) for file in files]}
-    if all(places):
-        columns["class"] = [place[-1] for place in places]
+    if any(places):  # a picture beside the folders has no class
+        columns["class"] = [place[-1] if place else None for place in places]
     parted = all(len(place) > 1 and place[0].lower() in WORDS for place in places)
     if parted:
         columns["part"] = [WORDS[place[0].lower()] for place in places]
     return Table(
-        columns, range(1, len(files) + 1), root.name, "file, from 1", structures=list(map(str, files)), modality="images",
+        columns, range(1, len(files) + 1), root.name, "file, from 1", structures=list(map(str, files)), modality="images", identity="file",
         parted="part" if parted else None, labelled="class" if "class" in columns else None,
     )  # fmt: skip
 
 
-def ts_file(file: Path) -> tuple[list[np.ndarray], list[str] | None]:
-    """Series (C, L) of a .ts file and the names of their classes; None where it holds none.
+def ts_file(file: Path) -> tuple[list[np.ndarray], list[Any] | None]:
+    """Series (C, L) of a .ts file and their classes or values; None where it holds none.
 
     Raises: DataError when aeon is absent, or the file cannot be read or is empty.
     """
@@ -129,15 +133,20 @@ def ts_file(file: Path) -> tuple[list[np.ndarray], list[str] | None]:
         found = load_from_ts_file(str(file))
     except (OSError, ValueError, IndexError) as error:
         raise DataError(f"expected a .ts file of series, got {short(str(file), 200)} ({_say(error)})") from error
-    x, y = found if isinstance(found, tuple) else (found, None)
+    x, y = found if isinstance(found, tuple) else (found, ())
     if not len(x):
         raise DataError(f"expected a .ts file of series, got none in {file.name}")
-    return [np.asarray(series, dtype=np.float32) for series in x], None if y is None else [f"class {c}" for c in y]
+    series = [np.asarray(one, dtype=np.float32) for one in x]
+    if len(y) != len(x):
+        return series, None
+    return series, [float(v) for v in y] if np.asarray(y).dtype.kind == "f" else [f"class {c}" for c in y]
 
 
 def _series(path: Path) -> Table:
     """A .ts file; the test file that lies beside a training file is read with it."""
-    other = path.with_name(re.sub("_TRAIN$", "_TEST", path.stem, flags=re.IGNORECASE) + path.suffix)
+    ends = {"_TRAIN": "_TEST", "_Train": "_Test", "_train": "_test"}
+    stem = next((path.stem.removesuffix(a) + b for a, b in ends.items() if path.stem.endswith(a)), path.stem)
+    other = path.with_name(stem + path.suffix)
     files = {"train": path, "test": other} if other != path and other.is_file() else {"": path}
     read = {word: ts_file(file) for word, file in files.items()}
     inputs = [series for x, _ in read.values() for series in x]
@@ -147,7 +156,7 @@ def _series(path: Path) -> Table:
     if parted := len(read) > 1:
         columns["part"] = [word for word, (x, _) in read.items() for _ in x]
     return Table(
-        columns, range(1, len(inputs) + 1), path.name, FROM_ONE, structures=inputs, modality="series",
+        columns, range(1, len(inputs) + 1), path.name, FROM_ONE, structures=inputs, modality="series", identity="series",
         parted="part" if parted else None, labelled="class" if labelled else None,
     )  # fmt: skip
 

@@ -22,6 +22,7 @@ from reprogram.config import build, to_spec
 from reprogram.errors import DataError
 from reprogram.files import atomic_folder, check_place
 from reprogram.model import Reprogrammed
+from reprogram.parts import build_program
 from reprogram.recipes import sources_of
 from reprogram.selection import Selection, select
 from reprogram.sources import Source
@@ -30,7 +31,7 @@ from tasks.baselines import Group, Method, Prediction, compare, methods, selecte
 from tasks.comparison import Comparison
 from tasks.controls import learned
 from tasks.data import bundled_entry, load_task, modality_of, open_table
-from tasks.inference import content, row_marks
+from tasks.inference import digest, row_marks
 from tasks.report import Report
 from tasks.task import Task
 
@@ -161,6 +162,10 @@ def accepted_by(source: Any, modality: str = "molecules") -> Callable[[Any], Non
     def check(text: str) -> None:
         for one in networks:
             one.codec.encode([text])
+            if one.takes == "tokens" and len(text) > one.codec.max_length // 4:  # the usual program may have less room
+                program = build_program("auto", one, [text], 0, modality)
+                program.bind(one)
+                program.encode([text])
 
     return check
 
@@ -179,7 +184,7 @@ def fingerprint(task: Task, settings: Mapping[str, Any]) -> str:
     """16 hexadecimal digits that change with any row, label, part or setting of a run."""
     total = hashlib.sha256(json.dumps([settings, task.kind, len(task)], sort_keys=True).encode())
     for value in task.inputs:
-        total.update(hashlib.sha256(content(value)).digest())
+        total.update(digest(value, task.modality).encode())
     total.update(np.ascontiguousarray(task.targets).tobytes())
     for part in sorted(task.split):
         total.update(part.encode() + np.asarray(task.split[part], dtype=np.int64).tobytes())
@@ -267,7 +272,7 @@ def facts(task: Task, metrics: Mapping[str, Any], settings: Mapping[str, Any]) -
     about = about | {f"{part}_rows": len(rows) for part, rows in task.split.items()}
     about = {key: value for key, value in about.items() if value not in ("", [], (), {})}
     known = {name: asdict(e) for name, e in metrics.items() if math.isfinite(e.low)}
-    training = dict(settings) | {"rows": row_marks(task.part("train")[0])}
+    training = dict(settings) | {"rows": row_marks(task)}
     return {"task": about, "metrics": known, "training": training}
 
 

@@ -117,6 +117,7 @@ def padded(inputs: list[np.ndarray]) -> np.ndarray:
 
 def neighbour(task: Task) -> np.ndarray:
     """Class probabilities of the test part by one nearest neighbour under dynamic time warping, a tenth as the window."""
+    classes_only(task)
     from aeon.classification.distance_based import KNeighborsTimeSeriesClassifier
 
     (x, y), z = task.part("train"), task.part("test")[0]
@@ -130,12 +131,19 @@ def rocket(task: Task, seed: int) -> np.ndarray:
 
     Reference: Dempster, Petitjean & Webb, "ROCKET", Data Mining and Knowledge Discovery 2020, arXiv:1910.13051.
     """
+    classes_only(task)
     from aeon.classification.convolution_based import RocketClassifier
 
     (x, y), z = task.part("train"), task.part("test")[0]
     whole = padded([*x, *z])
     model = RocketClassifier(random_state=seed)
     return every_class(model.fit(whole[: len(x)], y.astype(int)), whole[len(x) :], len(task.classes))
+
+
+def classes_only(task: Task) -> None:
+    """Raises DataError for a task without classes."""
+    if task.kind != "classification":
+        raise DataError(f"expected classes of series for this method, got {task.kind}")
 
 
 def every_class(model: Any, x: np.ndarray, count: int) -> np.ndarray:

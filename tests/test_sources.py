@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from reprogram.errors import DataError
 from reprogram.sources import FeatureCodec, Source, TokenCodec, catalogue, load, smiles_bert
 from reprogram.sources import catalogue as catalogue_function
 from reprogram.sources.catalogue import ENTRIES, package_folder
@@ -335,7 +336,7 @@ def test_hub_id_is_not_downloaded():
 def test_unreadable_molecule_names_row_and_input(source, name):
     with pytest.raises(ValueError, match=r"'c1cc' in row 1|row 1, got 'c1cc'"):
         source(name).codec.encode(["CCO", "c1cc"])
-    with pytest.raises(TypeError, match="row 0, got int"):
+    with pytest.raises(DataError, match="row 0, got int"):
         source(name).codec.encode([7])
 
 

@@ -68,9 +68,9 @@ def save(folder, name, value=0):
 
 def test_image_folders(tmp_path):
     for part, count in (("train", 6), ("test", 2)):
-        for label in ("cat", "dog"):
+        for place, label in enumerate(("cat", "dog")):
             for i in range(count):
-                save(tmp_path / "pets" / part / label, f"{i}.png", 10 * i)
+                save(tmp_path / "pets" / part / label, f"{i}.png", 10 * i + 100 * place + 5 * (part == "test"))
     task = image_folder(tmp_path / "pets")
     assert task.classes == ("cat", "dog")
     assert (len(task.split["test"]), len(task.split["train"]) + len(task.split["validation"])) == (4, 12)

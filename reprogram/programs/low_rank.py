@@ -36,8 +36,9 @@ class LowRank(nn.Module):
         seed: int = 0,
     ):  # fmt: skip
         super().__init__()
-        if rank < 1:
-            raise DataError(f"expected a rank of at least 1, got {rank}")
+        if not isinstance(rank, int) or rank < 1:
+            raise DataError(f"expected a whole rank of at least 1, got {rank}")
+        layers = [layers] if isinstance(layers, str) else layers
         self.program, self.rank, self.layers, self.seed = program, rank, layers, seed
         self.scale = 2.0 if alpha is None else alpha / rank
         self.given: Factors = {}

@@ -12,6 +12,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from reprogram.errors import DataError
 from reprogram.sources.layers import DEEP, UPDATES, refuse_compiled, updated
 
 Record = dict[str, Tensor]
@@ -39,14 +40,14 @@ class Codec(Protocol):
 
 
 def as_text(value: Any, row: int) -> str:
-    """`value` as a string; an RDKit molecule becomes its canonical SMILES. Raises TypeError for anything else."""
+    """`value` as a string; an RDKit molecule becomes its canonical SMILES. Raises DataError for anything else."""
     if isinstance(value, str):
         return value
     if type(value).__module__.startswith("rdkit."):
         from rdkit import Chem
 
         return Chem.MolToSmiles(value)
-    raise TypeError(
+    raise DataError(
         f"expected a string or an RDKit molecule in row {row}, got {type(value).__name__}; convert it first"
     )
 
