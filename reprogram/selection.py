@@ -33,6 +33,7 @@ FITTING = {
     "features": ("none",),
 }
 LABELLED = ("iterative", "bayesian+", "linear")  # maps of a source that answers with classes
+HEADS = ("rank", "program", "source", "map", "rate", "validation loss", "passes")
 RATES = (3e-3, 1e-2, 3e-2)
 
 
@@ -67,13 +68,18 @@ class Selection:
         beaten = ", ".join(f"{name} at best {trial.outcome}" for name, trial in others.items())
         return f"{text}; {beaten}." if beaten else f"{text}."
 
+    def table(self) -> list[list[str]]:
+        """The trials as rows of text under `HEADS`, best first."""
+        rows = enumerate(((t.candidate, t) for t in self.trials), start=1)
+        return [
+            [str(rank), c.program, c.source, c.mapping, f"{c.rate:g}", t.outcome, str(t.epochs)]
+            for rank, (c, t) in rows
+        ]
+
     def to_markdown(self) -> str:
         """The ranked table and the reason."""
-        lines = ["| rank | program | source | map | rate | validation loss | passes |", "| --- |" + " --- |" * 6]
-        for rank, t in enumerate(self.trials, start=1):
-            c = t.candidate
-            lines.append(f"| {rank} | {c.program} | {c.source} | {c.mapping} | {c.rate:g} | {t.outcome} | {t.epochs} |")
-        return "\n".join([*lines, "", self.why()]) + "\n"
+        rows = [list(HEADS), ["---"] * len(HEADS), *self.table()]
+        return "\n".join([*(f"| {' | '.join(row)} |" for row in rows), "", self.why()]) + "\n"
 
 
 def fitting_programs(source: Source, modality: str | None) -> tuple[str, ...]:

@@ -159,6 +159,7 @@ def train(
     debug: Debug = False,
 ) -> None:
     """Reprogram a frozen model for your data and write it with its report; run again to resume a killed run."""
+    from reprogram.selection import HEADS
     from tasks.runs import prepare_task, spec_or_name, train_task
 
     options: dict[str, Any] = {
@@ -182,6 +183,8 @@ def train(
         use = f"Use it: reprogram predict {out} --data new.csv --out predictions.csv"
         alone = ["No control was run beside it: --compare fast shows what the source and the program are worth."]
         lines = [task.report.summary(), *dropped, *(alone if compare == "none" else []), f"Written to {out}/", use]
+        if run.selection is not None and not as_json:
+            print_table("Tried on validation rows", list(HEADS), run.selection.table())
         show(run.report, as_json, {"folder": out}, lines)
 
 

@@ -43,7 +43,7 @@ COVERAGE = 0.68  # share of the validation errors that a bar of the parity plot 
 
 @dataclass(frozen=True)
 class Run:
-    """What `train_task` made: the model, its report, and the folder they were written to.
+    """What `train_task` made: the model, its report, the folder they were written to, and what a budget tried.
 
     `main` is False on the helper processes of a run over several, which write and print nothing.
     """
@@ -52,6 +52,7 @@ class Run:
     report: Report
     folder: Path
     main: bool = True
+    selection: Selection | None = None
 
 
 def train_task(
@@ -112,7 +113,7 @@ def train_task(
             model.metadata = facts(task, result[own.name].metrics, settings)
             publish(out, model, report, task, guesses, history=history, selection=selection)
         accelerator.wait_for_everyone()
-    return Run(model, report, out, accelerator.is_main_process)
+    return Run(model, report, out, accelerator.is_main_process, selection)
 
 
 def searched(

@@ -282,6 +282,7 @@ def test_a_budget_chooses_on_validation_rows_and_writes_why(tmp_path):
     root = pictures(tmp_path / "root", 36, parts=True)
     done = call("train", "--data", root, "--budget", "3", "--source", SMALL, "--epochs", "1", "--out", out)
     assert done.exit_code == 0, done.stderr
+    assert "Tried on validation rows" in done.stdout
     text = (out / "selection.md").read_text()
     assert text.count("\n| ") == 4 and "has the smallest validation loss" in text
     assert "Chosen on validation rows" in (out / "report.md").read_text()
