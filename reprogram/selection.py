@@ -56,9 +56,13 @@ class Selection:
         return assembled(self.best, self.sources[self.best.source], inputs, outputs, kind, self.seed)
 
     def train(self, data: Data, outputs: int, kind: str, **options: Any) -> tuple[Reprogrammed, History]:
-        """The best candidate trained on the training rows, its epoch chosen on the validation rows; `fit` takes options."""
-        source = self.sources[self.best.source]
-        return trained(self.best, source, data, kind, outputs, epochs=self.epochs, seed=self.seed, **options)
+        """The best candidate, trained; `fit` takes the options.
+
+        With validation rows they choose the epoch; without, training goes on for as many passes as were best in the search.
+        """
+        source, curve = self.sources[self.best.source], self.trials[0].curve
+        epochs = self.epochs if "validation" in data else 1 + int(np.argmin(curve))
+        return trained(self.best, source, data, kind, outputs, epochs=epochs, seed=self.seed, **options)
 
     def why(self) -> str:
         """One sentence: what won, by how much, against the best of each other source."""

@@ -75,7 +75,7 @@ def train_task(
     input, and figures, all or nothing. A killed run goes on from its last checkpoint when it is started again with
     the same arguments; other arguments start anew. `beside` is "none", or which controls and baselines to run too: "fast" or "all". With a `budget` so
     many combinations of source (of "auto": more than the usual ones), program, map and learning rate are tried on
-    validation rows and the best is trained; the ranked table goes into `selection.md`. Over several processes the main one writes.
+    held-out rows and the best is trained on all; the ranked table goes into `selection.md`. Over several processes the main one writes.
 
     Raises: DataError when the data or the names do not fit, or `out` cannot be written.
     """
@@ -120,12 +120,12 @@ def searched(
     task: Task, source: Any, program: Any, mapping: Any, budget: int, epochs: int | None, seed: int, *,
     progress: bool, accelerator: Any, checkpoint_dir: Path,
 ) -> tuple[Reprogrammed, History, Selection]:  # fmt: skip
-    """The best of `budget` combinations on the validation rows, trained; a search that was killed goes on."""
+    """The best of `budget` combinations on held-out rows, trained on all of them; a search that was killed goes on."""
     if program != "auto" or mapping != "auto":
         raise DataError(
             "expected program and mapping 'auto' with a budget, which chooses both, got others; leave them out"
         )
-    data = {part: task.part(part) for part in ("train", "validation")}
+    data, everything = held_out(task, seed)
     known = sources_of(source)
     known = default_sources(modality=task.modality, inputs=task.inputs, more=True) if known is None else known
     found = select(
@@ -133,7 +133,26 @@ def searched(
         modality=task.modality, seed=seed, storage=checkpoint_dir / "selection.json", progress=progress,
     )  # fmt: skip
     options = {"progress": progress, "accelerator": accelerator, "checkpoint_dir": checkpoint_dir}
-    return *found.train(data, outputs(task), task.kind, **options), found
+    return *found.train(everything, outputs(task), task.kind, **options), found
+
+
+def held_out(task: Task, seed: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Rows to search on, as train and validation, and all of them as train; test rows are in neither.
+
+    Where the task has fewer than one validation row for four training rows, too few to compare anything on, a third of
+    both together is held out.
+    """
+    from sklearn.model_selection import train_test_split
+
+    train, validation = (np.asarray(task.split[part], dtype=int) for part in ("train", "validation"))
+    rows = np.concatenate([train, validation])
+    if len(validation) < len(train) / 4:
+        y = task.targets[rows]
+        both = task.kind == "classification" and np.unique(y, return_counts=True)[1].min() > 1
+        train, validation = train_test_split(rows, test_size=1 / 3, random_state=seed, stratify=y if both else None)
+    parts = {"train": train, "validation": validation, "all": rows}
+    found = {name: ([task.inputs[i] for i in chosen], task.targets[chosen]) for name, chosen in parts.items()}
+    return {name: found[name] for name in ("train", "validation")}, {"train": found["all"]}
 
 
 def prepare_task(

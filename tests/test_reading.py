@@ -359,3 +359,17 @@ def test_what_the_usual_program_cannot_take_is_dropped_by_its_row(tmp_path):
     assert accepted_by("minilm", "tables") is None
     long = load_task("digits", fractions=(0.8, 0.1, 0.1), name="mine")
     assert len(long.split["train"]) > 1400 and long.name == "mine"
+
+
+def test_a_search_holds_out_enough_rows_and_never_a_test_row():
+    from tasks.runs import held_out
+
+    task = load_task("wine", fractions=(0.8, 0.02, 0.18))
+    data, everything = held_out(task, 0)
+    sizes = [len(data[part][0]) for part in ("train", "validation")]
+    assert sum(sizes) == len(everything["train"][0]) == len(task) - len(task.split["test"])
+    assert sizes[1] == pytest.approx(sum(sizes) / 3, abs=1)
+    tests = {task.inputs[i].tobytes() for i in task.split["test"]}
+    assert not tests & {row.tobytes() for row in everything["train"][0]}
+    as_it_is = load_task("wine", fractions=(0.5, 0.3, 0.2))
+    assert len(held_out(as_it_is, 0)[0]["validation"][0]) == len(as_it_is.split["validation"])
