@@ -21,7 +21,7 @@ from tasks.images import sized
 from tasks.peptides import antimicrobial
 from tasks.task import Task
 
-SOURCES = ("minilm", "rxnfp", "rxnmapper", "chemnet", "annalog")
+SOURCES = ("minilm", "rxnfp", "rxnmapper", "chemnet")  # AnnaLOG reads at most 102 letters
 OWN = ("reprogrammed", "no-program", "linear-probe", "random-weights", "no-source")
 TEST = 1000
 TABLE = FeatureTable()
