@@ -39,7 +39,7 @@ RATES = (3e-3, 1e-2, 3e-2)
 
 @dataclass(frozen=True)
 class Selection:
-    """The answer of `select`: trials, best first, and how to build the best one."""
+    """The answer of `select`: trials, best first, and how to train the best one."""
 
     trials: tuple[Trial, ...]
     seed: int
@@ -50,10 +50,6 @@ class Selection:
     def best(self) -> Candidate:
         """The candidate with the smallest validation loss."""
         return self.trials[0].candidate
-
-    def build(self, inputs: Sequence[Any], outputs: int, kind: str) -> Reprogrammed:
-        """A fresh model of the best candidate, to be trained on all rows."""
-        return assembled(self.best, self.sources[self.best.source], inputs, outputs, kind, self.seed)
 
     def train(self, data: Data, outputs: int, kind: str, **options: Any) -> tuple[Reprogrammed, History]:
         """The best candidate, trained; `fit` takes the options.

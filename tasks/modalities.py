@@ -170,7 +170,7 @@ MODALITIES = {
 }
 
 
-def modality(name: str) -> Modality:
+def known(name: str) -> Modality:
     """The modality of that name. Raises DataError with the names there are."""
     if name not in MODALITIES:
         raise DataError(f"expected a modality among {', '.join(MODALITIES)}, got {short(name)}")

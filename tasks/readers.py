@@ -11,14 +11,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from reprogram.errors import DataError
 from tasks.labels import short
-from tasks.splits import WORDS
 
 SUFFIXES = (".csv", ".tsv", ".parquet", ".sdf", ".ts")
-PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp")
 FROM_ZERO = "index, from 0"
 FROM_ONE = "record, from 1"
 SHEET = "spreadsheet row, the header is row 1"
@@ -62,7 +58,7 @@ class Table:
         try:
             return values.to_pylist() if hasattr(values, "to_pylist") else list(values)
         except Exception as error:  # a decoder of a foreign type may fail in any way
-            raise DataError(f"expected readable values in column {short(name)}, got {_say(error)}") from None
+            raise DataError(f"expected readable values in column {short(name)}, got {say(error)}") from None
 
 
 def read(data: Any) -> Table:
@@ -96,69 +92,13 @@ def read(data: Any) -> Table:
 
 def read_path(path: Path) -> Table:
     """A folder of images, a pair of .ts files, or a file."""
+    from tasks.folders import picture_folder, series_files
+
     if path.is_dir():
-        return _pictures(path)
+        return picture_folder(path)
     if path.suffix.lower() == ".ts":
-        return _series(path)
+        return series_files(path)
     return replace(read_file(path), folder=path.parent)
-
-
-def _pictures(root: Path) -> Table:
-    files = sorted(file for file in root.rglob("*") if file.suffix.lower() in PICTURES)
-    if not files:
-        raise DataError(f"expected a file, or a folder with images, got the folder {short(str(root))} without any")
-    places = [file.relative_to(root).parts[:-1] for file in files]
-    columns: dict[str, Any] = {"file": [str(file.relative_to(root)) for file in files]}
-    if any(places):  # a picture beside the folders has no class
-        columns["class"] = [place[-1] if place else None for place in places]
-    parted = all(len(place) > 1 and place[0].lower() in WORDS for place in places)
-    if parted:
-        columns["part"] = [WORDS[place[0].lower()] for place in places]
-    return Table(
-        columns, range(1, len(files) + 1), root.name, "file, from 1", structures=list(map(str, files)), modality="images", identity="file",
-        parted="part" if parted else None, labelled="class" if "class" in columns else None,
-    )  # fmt: skip
-
-
-def ts_file(file: Path) -> tuple[list[np.ndarray], list[Any] | None]:
-    """Series (C, L) of a .ts file and their classes or values; None where it holds none.
-
-    Raises: DataError when aeon is absent, or the file cannot be read or is empty.
-    """
-    try:
-        from aeon.datasets import load_from_ts_file
-    except ImportError as error:
-        raise DataError("expected aeon to read series, got none; run: pip install aeon") from error
-    try:
-        found = load_from_ts_file(str(file))
-    except (OSError, ValueError, IndexError) as error:
-        raise DataError(f"expected a .ts file of series, got {short(str(file), 200)} ({_say(error)})") from error
-    x, y = found if isinstance(found, tuple) else (found, ())
-    if not len(x):
-        raise DataError(f"expected a .ts file of series, got none in {file.name}")
-    series = [np.asarray(one, dtype=np.float32) for one in x]
-    if len(y) != len(x):
-        return series, None
-    return series, [float(v) for v in y] if np.asarray(y).dtype.kind == "f" else [f"class {c}" for c in y]
-
-
-def _series(path: Path) -> Table:
-    """A .ts file; the test file that lies beside a training file is read with it."""
-    ends = {"_TRAIN": "_TEST", "_Train": "_Test", "_train": "_test"}
-    stem = next((path.stem.removesuffix(a) + b for a, b in ends.items() if path.stem.endswith(a)), path.stem)
-    other = path.with_name(stem + path.suffix)
-    files = {"train": path, "test": other} if other != path and other.is_file() else {"": path}
-    read = {word: ts_file(file) for word, file in files.items()}
-    inputs = [series for x, _ in read.values() for series in x]
-    columns: dict[str, Any] = {"series": list(range(1, len(inputs) + 1))}
-    if labelled := all(y is not None for _, y in read.values()):
-        columns["class"] = [label for _, y in read.values() for label in y or ()]
-    if parted := len(read) > 1:
-        columns["part"] = [word for word, (x, _) in read.items() for _ in x]
-    return Table(
-        columns, range(1, len(inputs) + 1), path.name, FROM_ONE, structures=inputs, modality="series", identity="series",
-        parted="part" if parted else None, labelled="class" if labelled else None,
-    )  # fmt: skip
 
 
 def read_file(path: Path) -> Table:
@@ -171,7 +111,7 @@ def read_file(path: Path) -> Table:
         try:
             content = gzip.decompress(content)
         except (OSError, EOFError, zlib.error) as error:
-            raise DataError(f"expected a complete gzip file, got {_say(error)} in {path.name}") from None
+            raise DataError(f"expected a complete gzip file, got {say(error)} in {path.name}") from None
     if not content.strip():
         raise DataError(f"expected rows of data in {path.name}, got an empty file")
     if kind[0] == ".parquet":
@@ -223,7 +163,7 @@ def _delimited(text: str, name: str, separator: str) -> Table:
             options = {"dtype": str, "na_filter": False, "skip_blank_lines": False, "index_col": False}
             frame = pd.read_csv(io.StringIO(text), sep=separator, engine="c", on_bad_lines="error", **options)
     except Exception as error:  # pandas raises its own, csv, unicode and memory errors on malformed text
-        raise DataError(f"expected a table with equal columns in {name}, got {_say(error)}") from None
+        raise DataError(f"expected a table with equal columns in {name}, got {say(error)}") from None
     cells = {str(c): ["" if v is None or v != v else str(v) for v in frame[c]] for c in frame.columns}
     filled = [i for i in range(len(frame)) if any(values[i].strip() for values in cells.values())]
     kept = {c: [values[i] for i in filled] for c, values in cells.items()}
@@ -237,7 +177,7 @@ def _parquet(content: bytes, name: str) -> Table:
     try:
         table = pq.ParquetFile(pa.BufferReader(content)).read(use_threads=False)
     except (pa.ArrowException, OSError, ValueError, KeyError, MemoryError) as error:
-        raise DataError(f"expected a complete Parquet file, got {_say(error)} in {name}") from None
+        raise DataError(f"expected a complete Parquet file, got {say(error)} in {name}") from None
     columns = {field.name: table.column(i) for i, field in enumerate(table.schema)}
     return Table(columns, range(1, table.num_rows + 1), name, FROM_ONE)
 
@@ -251,7 +191,7 @@ def _sdf(text: str, name: str) -> Table:
         try:
             molecules = [supplier[i] for i in range(len(supplier))]
         except (RuntimeError, ValueError, IndexError) as error:
-            raise DataError(f"expected an SDF file, got {_say(error)} in {name}") from None
+            raise DataError(f"expected an SDF file, got {say(error)} in {name}") from None
     if not any(molecules):
         raise DataError(f"expected an SDF file, got no readable structure in {name} ({len(molecules)} records)")
     properties = [m.GetPropsAsDict(autoConvertStrings=False) if m is not None else {} for m in molecules]
@@ -274,7 +214,7 @@ def _hub(name: str) -> Table:
 
         data = datasets.load_dataset(name)
     except Exception as error:  # the hub, its cache and every reader behind it raise their own types
-        raise DataError(f"expected a file or a data set of the hub, got {short(name)}: {_say(error)}") from None
+        raise DataError(f"expected a file or a data set of the hub, got {short(name)}: {say(error)}") from None
     return _dataset(data, name)
 
 
@@ -298,6 +238,6 @@ def _dataset(data: Any, origin: str) -> Table:
     raise DataError(f"expected a datasets.Dataset or a DatasetDict with rows, got {type(data).__name__}")
 
 
-def _say(error: BaseException) -> str:
+def say(error: BaseException) -> str:
     text = " ".join(str(error).split())
     return f'"{short(text, 160)[1:-1]}"' if text else type(error).__name__

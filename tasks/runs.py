@@ -24,7 +24,7 @@ from reprogram.files import atomic_folder, check_place
 from reprogram.model import Reprogrammed
 from reprogram.parts import build_program
 from reprogram.recipes import sources_of
-from reprogram.selection import Selection, select
+from reprogram.selection import Selection
 from reprogram.sources import Source
 from reprogram.train import History, default_accelerator, predict
 from tasks.baselines import Group, Method, Prediction, compare, methods, selected, tidy
@@ -33,6 +33,7 @@ from tasks.controls import learned
 from tasks.data import bundled_entry, load_task, modality_of, open_table
 from tasks.inference import digest, row_marks
 from tasks.report import Report
+from tasks.searched import searched
 from tasks.task import Task
 
 CHECKPOINT, DROPPED, MERGED, SELECTION = "checkpoint", "dropped.csv", "merged.csv", "selection.md"
@@ -73,9 +74,10 @@ def train_task(
 
     The folder gets the artefact, `report.json`, `report.md`, `dropped.csv`, `merged.csv` where rows held the same
     input, and figures, all or nothing. A killed run goes on from its last checkpoint when it is started again with
-    the same arguments; other arguments start anew. `beside` is "none", or which controls and baselines to run too: "fast" or "all". With a `budget` so
-    many combinations of source (of "auto": more than the usual ones), program, map and learning rate are tried on
-    held-out rows and the best is trained on all; the ranked table goes into `selection.md`. Over several processes the main one writes.
+    the same arguments; other arguments start anew. `beside` is "none", or which controls and baselines to run too:
+    "fast" or "all". With a `budget` so many combinations of source (of "auto": more than the usual ones), program, map
+    and learning rate are tried on held-out rows and the best is trained on all; the ranked table goes into
+    `selection.md`. Over several processes the main one writes.
 
     Raises: DataError when the data or the names do not fit, or `out` cannot be written.
     """
@@ -93,7 +95,7 @@ def train_task(
         selection = None
         if budget is None:
             model, history = adapt(
-                source, *task.part("train"), kind=task.kind, outputs=outputs(task), program=program, mapping=mapping,
+                source, *task.part("train"), kind=task.kind, outputs=task.outputs, program=program, mapping=mapping,
                 epochs=epochs, validation=task.part("validation"), modality=task.modality, seed=seed, **common,
             )  # fmt: skip
         else:
@@ -107,52 +109,13 @@ def train_task(
         report = Report.of(result, training=training_facts(history, accelerator.num_processes), **made)
         report = replace(report, notes=(*report.notes, *([f"Training: {history.stopped}."] if history.stopped else [])))
         if selection is not None:
-            report = replace(report, notes=(*report.notes, f"Chosen on validation rows: {selection.why()}"))
+            report = replace(report, notes=(*report.notes, f"Chosen on held-out rows: {selection.why()}"))
         if accelerator.is_main_process:
             settings |= {"method": own.name, "group": own.group}
             model.metadata = facts(task, result[own.name].metrics, settings)
             publish(out, model, report, task, guesses, history=history, selection=selection)
         accelerator.wait_for_everyone()
     return Run(model, report, out, accelerator.is_main_process, selection)
-
-
-def searched(
-    task: Task, source: Any, program: Any, mapping: Any, budget: int, epochs: int | None, seed: int, *,
-    progress: bool, accelerator: Any, checkpoint_dir: Path,
-) -> tuple[Reprogrammed, History, Selection]:  # fmt: skip
-    """The best of `budget` combinations on held-out rows, trained on all of them; a search that was killed goes on."""
-    if program != "auto" or mapping != "auto":
-        raise DataError(
-            "expected program and mapping 'auto' with a budget, which chooses both, got others; leave them out"
-        )
-    data, everything = held_out(task, seed)
-    known = sources_of(source)
-    known = default_sources(modality=task.modality, inputs=task.inputs, more=True) if known is None else known
-    found = select(
-        data, known, kind=task.kind, outputs=outputs(task), budget=budget, epochs=30 if epochs is None else epochs,
-        modality=task.modality, seed=seed, storage=checkpoint_dir / "selection.json", progress=progress,
-    )  # fmt: skip
-    options = {"progress": progress, "accelerator": accelerator, "checkpoint_dir": checkpoint_dir}
-    return *found.train(everything, outputs(task), task.kind, **options), found
-
-
-def held_out(task: Task, seed: int) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Rows to search on, as train and validation, and all of them as train; test rows are in neither.
-
-    Where the task has fewer than one validation row for four training rows, too few to compare anything on, a third of
-    both together is held out.
-    """
-    from sklearn.model_selection import train_test_split
-
-    train, validation = (np.asarray(task.split[part], dtype=int) for part in ("train", "validation"))
-    rows = np.concatenate([train, validation])
-    if len(validation) < len(train) / 4:
-        y = task.targets[rows]
-        both = task.kind == "classification" and np.unique(y, return_counts=True)[1].min() > 1
-        train, validation = train_test_split(rows, test_size=1 / 3, random_state=seed, stratify=y if both else None)
-    parts = {"train": train, "validation": validation, "all": rows}
-    found = {name: ([task.inputs[i] for i in chosen], task.targets[chosen]) for name, chosen in parts.items()}
-    return {name: found[name] for name in ("train", "validation")}, {"train": found["all"]}
 
 
 def prepare_task(
@@ -227,13 +190,6 @@ def checkpoints(out: Path, name: str, accelerator: Any) -> Iterator[Path]:
         raise
     if accelerator.is_main_process:
         shutil.rmtree(out / CHECKPOINT, ignore_errors=True)
-
-
-def outputs(task: Task) -> int:
-    """How many numbers the map returns: one value, a score per class, or a score per label."""
-    if task.kind == "classification":
-        return len(task.classes)
-    return 1 if task.kind == "regression" else task.targets.shape[1]
 
 
 def guess(model: Reprogrammed, task: Task, part: str, accelerator: Any = None) -> np.ndarray:

@@ -11,7 +11,7 @@ import numpy as np
 from reprogram.errors import DataError
 from reprogram.sources import FeatureCodec, Features, Source
 from tasks.arrays import from_arrays
-from tasks.readers import ts_file
+from tasks.folders import ts_file
 from tasks.task import Task
 
 Parts = dict[str, tuple[np.ndarray, np.ndarray]]

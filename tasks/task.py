@@ -131,6 +131,13 @@ class Task:
     def __len__(self) -> int:
         return len(self.inputs)
 
+    @property
+    def outputs(self) -> int:
+        """How many numbers a map returns for it: one value, a score per class, or a score per label."""
+        if self.kind == "classification":
+            return len(self.classes)
+        return 1 if self.kind == "regression" else self.targets.shape[1]
+
     def __repr__(self) -> str:
         sizes = ", ".join(f"{part} {len(rows)}" for part, rows in self.split.items())
         return f"Task({self.name!r}, {self.kind}, n={len(self)}, {sizes}, metric={self.metric})"

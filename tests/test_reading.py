@@ -285,7 +285,7 @@ def test_a_budget_chooses_on_validation_rows_and_writes_why(tmp_path):
     assert "Tried on validation rows" in done.stdout
     text = (out / "selection.md").read_text()
     assert text.count("\n| ") == 4 and "has the smallest validation loss" in text
-    assert "Chosen on validation rows" in (out / "report.md").read_text()
+    assert "Chosen on held-out rows" in (out / "report.md").read_text()
     done = call(
         "train", "--data", root, "--budget", "3", "--source", SMALL, "--mapping", "gp", "--out", tmp_path / "no"
     )
@@ -362,7 +362,7 @@ def test_what_the_usual_program_cannot_take_is_dropped_by_its_row(tmp_path):
 
 
 def test_a_search_holds_out_enough_rows_and_never_a_test_row():
-    from tasks.runs import held_out
+    from tasks.searched import held_out
 
     task = load_task("wine", fractions=(0.8, 0.02, 0.18))
     data, everything = held_out(task, 0)

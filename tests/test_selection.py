@@ -27,8 +27,7 @@ def test_candidates_are_different_ranked_and_explained(data, pixel_source):
     assert losses == sorted(losses)
     assert str(found.best) in found.why()
     assert found.to_markdown().count("\n| ") == 7
-    model = found.build(data["train"][0], 3, "classification")
-    fit(model, data, epochs=10, progress=False)
+    model, _ = found.train(data, 3, "classification")
     assert (predict(model, data["validation"][0]).argmax(1) == data["validation"][1]).mean() > 0.4
 
 
