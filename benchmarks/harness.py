@@ -56,15 +56,17 @@ def measure(
     """Measure what is missing of this shard's cells; returns every row of every shard.
 
     A cell is plain facts with a seed; each of its methods becomes one row with these facts, metrics and seconds, and what
-    `facts_of` adds when it has run.
+    `facts_of` adds when it has run. A method that any shard's file has for a cell is not measured again.
     """
     torch.set_num_threads(1)
     label = "quick" if options.quick else options.shard.replace("/", "of")
     path = options.out or RESULTS / f"{name}-{label}.json"
+    files = [path] if options.quick or options.out else [path, *sorted(set(RESULTS.glob(f"{name}-*of*.json")) - {path})]
     rows, started = load_rows(path), time.monotonic()
+    others = [row for file in files[1:] for row in load_rows(file)]
     index, count = map(int, options.shard.split("/"))
     for cell in [] if options.table else list(cells)[index::count]:
-        done = {row["method"] for row in rows if all(row.get(key) == value for key, value in cell.items())}
+        done = {row["method"] for row in rows + others if all(row.get(key) == value for key, value in cell.items())}
         wanted = [m for m in methods_of(cell) if m.name not in done and m.name in (options.methods or [m.name])]
         if not wanted:
             continue
@@ -87,5 +89,4 @@ def measure(
         save_rows(path, rows)
         shown = ", ".join(f"{r.method} {r.metrics[result.metric].value:.3f}" for r in result.ranked())
         print(" ".join(f"{key} {value}" for key, value in cell.items()), "|", shown, flush=True)
-    files = [path] if options.quick or options.out else sorted(RESULTS.glob(f"{name}-*of*.json"))
     return [row for file in files for row in load_rows(file)]
