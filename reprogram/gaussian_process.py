@@ -126,6 +126,19 @@ class GaussianProcess(nn.Module):
         return self.slope * (self.center + self.scale * latent) + self.offset
 
     @torch.no_grad()
+    def covariance(self, features: Tensor) -> Tensor:
+        """Posterior covariance (B, B) of the latent function in units of each target's variance, without the noise.
+
+        Above `landmarks` rows it knows the support rows only, and is then larger than it need be.
+        """
+        inputs, support = self.select(features), self.support.double()
+        prior = self.kernel(support, support) + self.noise * torch.eye(len(support), dtype=torch.float64)
+        explained = torch.linalg.solve_triangular(
+            torch.linalg.cholesky(prior), self.kernel(support, inputs), upper=False
+        )
+        return self.kernel(inputs, inputs) - explained.T @ explained
+
+    @torch.no_grad()
     def refit(self, features: Tensor, y: Tensor) -> GaussianProcess:
         from reprogram.readout import calibrate, condition, spread_rows, tune_hyperparameters
 

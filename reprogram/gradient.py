@@ -53,11 +53,22 @@ class RandomGradientFree:
 
     def __call__(self, model: nn.Module, closure: Closure, accelerator: Any) -> Tensor:
         loss, w = at_centre(model, closure, accelerator)
-        start, estimate = flat(w), 0.0
-        for _ in range(self.directions):
-            u = nn.functional.normalize(torch.randn(len(start)), dim=0).to(start)
-            estimate = estimate + (evaluated(w, start + self.radius * u, closure) - loss) / self.radius * u
-        return filled(w, start, estimate * (len(start) / self.directions), loss)
+        start = flat(w)
+
+        def losses(points: Tensor) -> Tensor:
+            return torch.stack([evaluated(w, point, closure) for point in points])
+
+        return filled(w, start, sphere_estimate(losses, start, loss, self.directions, self.radius), loss)
+
+
+def sphere_estimate(
+    losses: Callable[[Tensor], Tensor], start: Tensor, loss: Tensor, directions: int, radius: float,
+    generator: torch.Generator | None = None,
+) -> Tensor:  # fmt: skip
+    r"""The gradient at `start` (d,) from the losses (q,) of q points on a sphere around it, and the loss in its centre:
+    $\frac{d}{q} \sum_j \frac{F(w + \beta u_j) - F(w)}{\beta} u_j$."""
+    u = nn.functional.normalize(torch.randn(directions, len(start), generator=generator), dim=1).to(start)
+    return (losses(start + radius * u) - loss) / radius @ u * (len(start) / directions)
 
 
 class SPSA:

@@ -6,7 +6,7 @@ import hashlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -14,6 +14,8 @@ from torch import Tensor, nn
 
 from reprogram.errors import DataError
 from reprogram.sources.ledger import Ledger
+
+T = TypeVar("T")
 
 
 class BlackBox(nn.Module):
@@ -78,23 +80,35 @@ class BlackBox(nn.Module):
     def asked(self, arrays: dict[str, np.ndarray]) -> np.ndarray:
         """The box's answer (B, width), float32, after as many attempts as are allowed; every attempt is paid for."""
         rows = row_count(arrays)
-        for attempt in range(self.retries + 1):
-            self.ledger.spend(rows)
-            try:
-                values = next(iter(arrays.values()))
-                answer = self.function(values) if len(arrays) == 1 else self.function(**arrays)
-                return checked_answer(answer, rows, self.returns)
-            except (OSError, TimeoutError) as error:
-                self.ledger.add("failures", 1)
-                if not getattr(error, "billed", True):
-                    self.ledger.give_back(rows)
-                if attempt == self.retries:
-                    raise DataError(
-                        f"expected an answer from the black box, got none in {attempt + 1} calls ({error}); what it "
-                        "answered before is kept, so run again to go on"
-                    ) from error
-                time.sleep(max(self.wait * 2**attempt, getattr(error, "after", None) or 0.0))
-        raise AssertionError("unreachable")
+
+        def ask() -> np.ndarray:
+            values = next(iter(arrays.values()))
+            answer = self.function(values) if len(arrays) == 1 else self.function(**arrays)
+            return checked_answer(answer, rows, self.returns)
+
+        return attempted(ask, self.ledger, rows, self.retries, self.wait, "the black box")
+
+
+def attempted(ask: Callable[[], T], ledger: Ledger, number: int, retries: int, wait: float, who: str) -> T:
+    """The answer of `ask`, repeated after `wait`, 2 `wait`, … seconds while there is none; every attempt costs `number`.
+
+    Raises: BudgetError before the ledger's budget would be exceeded; DataError when no attempt brought an answer.
+    """
+    for attempt in range(retries + 1):
+        ledger.spend(number)
+        try:
+            return ask()
+        except (OSError, TimeoutError) as error:
+            ledger.add("failures", 1)
+            if not getattr(error, "billed", True):
+                ledger.give_back(number)
+            if attempt == retries:
+                raise DataError(
+                    f"expected an answer from {who}, got none in {attempt + 1} calls ({error}); what it answered before "
+                    "is kept, so run again to go on"
+                ) from error
+            time.sleep(max(wait * 2**attempt, getattr(error, "after", None) or 0.0))
+    raise AssertionError("unreachable")
 
 
 def row_count(arrays: Mapping[str, np.ndarray]) -> int:

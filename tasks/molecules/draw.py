@@ -117,3 +117,46 @@ def _grid(molecules: list[Any], texts: list[str], columns: int, size: tuple[int,
     drawer.DrawMolecules(molecules, legends=texts)
     drawer.FinishDrawing()
     return drawer.GetDrawingText()
+
+
+def draw_changes(
+    pairs: Sequence[tuple[str, str]], texts: Sequence[tuple[str, str]], *, size: tuple[int, int] = (300, 240),
+    format: str = "svg",
+) -> Drawing:  # fmt: skip
+    """Pairs of molecules, one pair a line, drawn in the same pose; atoms that the other does not have are coloured.
+
+    What two molecules share is their maximum common substructure, rings only matching rings (RDKit's rdFMCS, 2 s a pair).
+    """
+    from rdkit.Chem.Draw import rdMolDraw2D
+
+    canvas = rdMolDraw2D.MolDraw2DSVG if format == "svg" else rdMolDraw2D.MolDraw2DCairo
+    drawer = canvas(size[0] * 2, size[1] * len(pairs), size[0], size[1])
+    drawer.drawOptions().legendFontSize = 15
+    molecules, changed = [], []
+    for i, (first, second) in enumerate(pairs):
+        both = _molecule(first, i), _molecule(second, i)
+        molecules += both
+        changed += _changes(*both)
+    drawer.DrawMolecules(molecules, legends=[text for pair in texts for text in pair], highlightAtoms=changed)
+    drawer.FinishDrawing()
+    return Drawing(drawer.GetDrawingText())
+
+
+def _changes(first: Any, second: Any) -> tuple[list[int], list[int]]:
+    """The atoms of each that are outside of what both share; the second is laid over the first."""
+    from rdkit import Chem
+    from rdkit.Chem import AllChem, rdFMCS
+
+    AllChem.Compute2DCoords(first)
+    found = rdFMCS.FindMCS([first, second], timeout=2, completeRingsOnly=True, ringMatchesRingOnly=True)
+    shared = Chem.MolFromSmarts(found.smartsString) if found.numAtoms else None
+    if shared is None:
+        AllChem.Compute2DCoords(second)
+        return [], []
+    matches = first.GetSubstructMatch(shared), second.GetSubstructMatch(shared)
+    AllChem.GenerateDepictionMatching2DStructure(second, first, list(zip(*matches, strict=True)))
+    a, b = (
+        [atom.GetIdx() for atom in mol.GetAtoms() if atom.GetIdx() not in match]
+        for mol, match in zip((first, second), matches, strict=True)
+    )
+    return a, b

@@ -1,0 +1,120 @@
+"""What is optimised: one oracle or several, what their values are worth together, and the ledger of what was asked."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from reprogram.errors import DataError
+from reprogram.sources.black_box import attempted
+from reprogram.sources.ledger import Ledger
+from tasks.molecules.oracles import Oracle, oracle
+
+Preference = Callable[[np.ndarray], np.ndarray]
+
+
+def weighted(weights: Sequence[float]) -> Preference:
+    """Sum of the values, each times its weight."""
+    return lambda values: values @ np.asarray(weights, dtype=float)
+
+
+def lexicographic(goals: Sequence[float]) -> Preference:
+    """The first value up to its goal comes first, then the second, and so on; what exceeds all goals counts last.
+
+    A goal reached is worth 1; the next value counts only then.
+    """
+    marks = np.asarray(goals, dtype=float)
+
+    def fitness(values: np.ndarray) -> np.ndarray:
+        reached = np.cumprod(values >= marks, axis=1)
+        open_ = np.concatenate([np.ones((len(values), 1)), reached[:, :-1]], axis=1)
+        lacking = np.where(values >= marks, 1.0, 1.0 / (1.0 + np.maximum(marks - values, 0.0)))
+        surplus = np.tanh(np.maximum(values - marks, 0.0)).mean(1) * reached[:, -1]
+        return (open_ * lacking).sum(1) + surplus
+
+    return fitness
+
+
+def pareto(values: np.ndarray) -> np.ndarray:
+    """Minus the rank by non-dominated sorting, ties by crowding distance: NSGA-II's order.
+
+    Reference: Deb et al., "A fast and elitist multiobjective genetic algorithm: NSGA-II", IEEE TEVC 2002.
+    """
+    from moocore import pareto_rank
+
+    ranks = pareto_rank(values, maximise=True).astype(float)
+    room = np.zeros(len(values))
+    for rank in np.unique(ranks):
+        front = np.flatnonzero(ranks == rank)
+        room[front] = crowding(values[front])
+    return -ranks + room / (1 + room)  # a distance below infinity never outweighs a rank
+
+
+def crowding(front: np.ndarray) -> np.ndarray:
+    """How far apart each point's neighbours are, summed over the values (n, k); the ends of a front count most."""
+    distance = np.zeros(len(front))
+    for column in front.T:
+        order = np.argsort(column, kind="stable")
+        spread = max(np.ptp(column), 1e-12)
+        gaps = np.full(len(front), 2.0)
+        gaps[1:-1] = (column[order][2:] - column[order][:-2]) / spread
+        distance[order] += gaps
+    return distance
+
+
+class Objective:
+    """One or several oracles and what their values together are worth.
+
+    `prefer` turns values (n, k), signed so that larger is better, into fitness (n,); it may compare the rows, as Pareto
+    ranks do. A molecule asked is one query of the `ledger`, whatever the number of oracles, and is never asked twice; a
+    call without an answer is repeated `retries` times after `wait`, 2 `wait`, … seconds, and every attempt is paid for.
+
+    Raises: DataError for no oracle or two of one name; what the oracles raise; BudgetError from the ledger.
+    """
+
+    def __init__(
+        self, oracles: Sequence[Any], *, prefer: Preference | None = None, ledger: Ledger | None = None, retries: int = 2,
+        wait: float = 0.5,
+    ):  # fmt: skip
+        self.oracles = [oracle(one) for one in oracles]
+        self.names = [one.name for one in self.oracles]
+        if not self.oracles or len(set(self.names)) < len(self.names):
+            raise DataError(f"expected one or more objectives of different names, got {self.names}")
+        self.sign = np.array([1.0 if one.maximise else -1.0 for one in self.oracles])
+        self.prefer = prefer or weighted([1.0] * len(self.oracles))
+        self.ledger = Ledger() if ledger is None else ledger
+        self.retries, self.wait = retries, wait
+
+    def evaluate(self, smiles: Sequence[str]) -> np.ndarray:
+        """Values (n, k) as the oracles gave them; only what was never asked is asked."""
+        keys = [self.key(text) for text in smiles]
+        known = self.ledger.known(keys)
+        new = {key: text for key, text in zip(keys, smiles, strict=True) if key not in known}
+        if new:
+            values = attempted(
+                lambda: self.asked(list(new.values())), self.ledger, len(new), self.retries, self.wait, "the objective"
+            )
+            fresh = {key: row.tobytes() for key, row in zip(new, values, strict=True)}
+            self.ledger.remember(fresh)
+            known |= fresh
+        self.ledger.add("hits", len(keys) - len(new))
+        return np.stack([np.frombuffer(known[key], dtype=np.float64) for key in keys])
+
+    def key(self, smiles: str) -> bytes:
+        """What the ledger knows a molecule's values by: other oracles ask anew."""
+        return hashlib.sha256("\n".join([*self.names, smiles]).encode()).digest()
+
+    def asked(self, smiles: list[str]) -> np.ndarray:
+        return np.stack([one(smiles) for one in self.oracles], axis=1)
+
+    def fitness(self, values: np.ndarray) -> np.ndarray:
+        """Fitness (n,) of values (n, k); a molecule that could not be measured is worth minus infinity."""
+        measured = ~np.isnan(values).any(1)
+        found = np.full(len(values), -np.inf)
+        if measured.any():
+            found[measured] = self.prefer(values[measured] * self.sign)
+        return found
+

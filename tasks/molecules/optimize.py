@@ -1,0 +1,223 @@
+"""Better molecules from few evaluations of a property: starts, an objective, constraints and a budget in, molecules out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from reprogram.errors import BudgetError, DataError
+from reprogram.files import atomic_file, check_place
+from reprogram.sources.ledger import Ledger
+from tasks.labels import short
+from tasks.molecules.constraints import Constraint, Similarity
+from tasks.molecules import latent
+from tasks.molecules.latent import Space, entry
+from tasks.molecules.molecule import Molecule, start
+from tasks.molecules.objective import Objective, Preference
+from tasks.molecules.optimisation_result import OptimisationResult, Run
+from tasks.molecules.optimisers import METHODS, Draws, GraphGA, Optimiser
+from tasks.molecules.search import Call, Finished, Limits, Search
+
+PROPOSALS = 10  # written for each call that may be made
+
+
+def optimize(
+    starts: Iterable[Any], objective: Any = "qed", constraints: Sequence[Constraint] = (Similarity(0.4),), *,
+    budget: int = 500, space: Any = "annalog", seed: int = 0, method: str | Optimiser = "guided",
+    prefer: Preference | None = None, goal: float | None = None, proposals: int | None = None,
+    together: bool | None = None, out: str | Path | None = None, progress: bool = True,
+) -> OptimisationResult:  # fmt: skip
+    """Molecules near the starts, or grown out of them, that the objective likes better.
+
+    Args:
+        starts: SMILES or RDKit molecules.
+        objective: a name ("qed", "plogp", "min:sa", a GuacaMol objective), the folder of a trained artefact,
+            "command:…", a function of a list of SMILES, an `Oracle`, a list of those, or an `Objective`.
+        constraints: what every molecule must fulfil before it is asked for.
+        budget: molecules the oracle may be asked for in all, starts included; every start has an equal share. A molecule
+            counts when it is valid, feasible and new to its search.
+        space: "annalog", a sequence-to-sequence model's folder or hub id, or a pair (encode, decode) of functions.
+        method: a name of `tasks.molecules.optimisers.METHODS`, or an optimiser.
+        prefer: what several objectives are worth together: `weighted`, `lexicographic` or `pareto`; their sum by default.
+        goal: a start's search ends when this fitness is reached.
+        proposals: molecules a method may write in all, valid or not; ten times the budget by default.
+        together: whether the starts are one population; by default they are unless a constraint compares with the start.
+        out: a folder for the ledger, finished searches and results. A run that was stopped goes on from there without
+            asking anything twice; several processes (`accelerate launch`) share the starts and the ledger.
+
+    Returns the best molecule of every search with every call that was made. Same seed, same result.
+
+    Raises: DataError for an unusable start, a budget below the number of starts, or a folder of another run; what the
+    oracle raises, everything answered before being kept in `out`.
+    """
+    molecules = [start(one, row) for row, one in enumerate(starts)]
+    plan = Plan.made(molecules, constraints, budget, proposals, goal, together)
+    ways = METHODS.get(method) if isinstance(method, str) else method
+    if ways is None:
+        raise DataError(f"expected a method among {', '.join(METHODS)}, got {short(method)}")
+    folder = None if out is None else Path(out)
+    target = asked_for(objective, prefer, folder, budget)
+    place = latent.space(space)
+    config = {
+        "starts": [molecule.smiles for molecule in molecules], "objectives": target.names,
+        "constraints": [repr(one) for one in constraints], "budget": budget, "proposals": plan.limits.proposals,
+        "goal": goal, "method": repr(ways), "space": place.name, "seed": seed, "together": len(plan.groups) == 1,
+    }  # fmt: skip
+    store = Store(folder, config)
+    runs = searched(plan, target, ways, place, seed, store, progress)
+    result = OptimisationResult(
+        tuple(runs), tuple(target.names), tuple(bool(one.maximise) for one in target.oracles), config,
+        target.ledger.summary(),
+    )  # fmt: skip
+    if folder is not None and main_process():
+        result.save(folder)
+    return result
+
+
+def asked_for(objective: Any, prefer: Preference | None, folder: Path | None, budget: int) -> Objective:
+    """The objective with a ledger that lies in the run's folder."""
+    if isinstance(objective, Objective):
+        return objective
+    many = list(objective) if isinstance(objective, (list, tuple)) else [objective]
+    ledger = Ledger(None if folder is None else folder / "ledger.db", budget=budget)
+    return Objective(many, prefer=prefer, ledger=ledger)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which starts are searched from together, under which constraints and limits."""
+
+    groups: tuple[tuple[Molecule, ...], ...]
+    constraints: tuple[Constraint, ...]
+    limits: Limits
+
+    @classmethod
+    def made(
+        cls, molecules: Sequence[Molecule], constraints: Sequence[Constraint], budget: int, proposals: int | None,
+        goal: float | None, together: bool | None,
+    ) -> Plan:  # fmt: skip
+        """Equal shares for every search. Raises DataError where a share would be empty."""
+        if not molecules:
+            raise DataError("expected at least one molecule to start from, got none")
+        unique = list(dict.fromkeys(molecules))
+        one = not any(constraint.own for constraint in constraints) if together is None else together
+        groups = (tuple(unique),) if one else tuple((molecule,) for molecule in unique)
+        written = PROPOSALS * budget if proposals is None else proposals
+        if budget <= len(unique) or written < len(groups):
+            raise DataError(
+                f"expected a budget above the {len(unique)} starts, which are measured first, got {budget} calls and "
+                f"{written} proposals; raise it or take fewer starts"
+            )
+        limits = Limits(budget // len(groups), written // len(groups), float("inf") if goal is None else goal)
+        return cls(groups, tuple(constraints), limits)
+
+
+class Store:
+    """Finished searches in a folder, one file each; without a folder they are forgotten."""
+
+    def __init__(self, folder: Path | None, config: dict[str, Any]):
+        self.folder, self.config = folder, config
+        if folder is None:
+            return
+        check_place(folder)
+        settings = folder / "run.json"
+        if settings.is_file() and (before := json.loads(settings.read_text())) != json.loads(json.dumps(config)):
+            other = [key for key in config if before.get(key) != json.loads(json.dumps(config[key]))]
+            raise DataError(
+                f"expected the run that {folder} was begun with, got another {', '.join(other)}; choose another folder"
+            )
+        if main_process():
+            with atomic_file(settings) as path:
+                path.write_text(json.dumps(config, indent=1))
+
+    def read(self, index: int) -> Run | None:
+        if self.folder is None or not (path := self.path(index)).is_file():
+            return None
+        found = json.loads(path.read_text())
+        return Run(**found | {"calls": tuple(Call(**call | {"values": tuple(call["values"])}) for call in found["calls"])})
+
+    def write(self, index: int, run: Run) -> None:
+        if self.folder is not None:
+            with atomic_file(self.path(index)) as path:
+                path.write_text(json.dumps(asdict(run)))
+
+    def path(self, index: int) -> Path:
+        assert self.folder is not None
+        return self.folder / "searches" / f"{index:05d}.json"
+
+
+def state() -> Any:
+    """Accelerate's view of the processes; searches may take days, so the slowest is waited for."""
+    import torch
+    from accelerate import PartialState
+
+    return PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(days=7))
+
+
+def main_process() -> bool:
+    return bool(state().is_main_process)
+
+
+def searched(
+    plan: Plan, target: Objective, method: Optimiser, place: Space, seed: int, store: Store, progress: bool
+) -> list[Run]:
+    """Every search of the plan, those of this process run and those of the others collected."""
+    from accelerate.utils import gather_object
+    from tqdm.auto import tqdm
+
+    own = list(range(len(plan.groups)))[state().process_index :: state().num_processes]
+    found: dict[int, Run] = {}
+    shown = progress and main_process()
+    with tqdm(total=len(own) * plan.limits.calls, desc="optimise", unit="call", delay=2, disable=not shown) as bar:
+        for index in own:
+            run = store.read(index)
+            if run is None:
+                run = one_search(plan, index, target, method, place, seed, bar)
+                store.write(index, run)
+            bar.update(plan.limits.calls * (len(found) + 1) - bar.n)
+            found[index] = run
+    if state().num_processes > 1:
+        found = {index: run for part in gather_object([found]) for index, run in part.items()}
+    return [found[index] for index in sorted(found)]
+
+
+def one_search(
+    plan: Plan, index: int, target: Objective, method: Optimiser, place: Space, seed: int, bar: Any
+) -> Run:
+    """From one group of starts until a limit is reached.
+
+    A start that the space cannot read goes the graph route when the method needs the space.
+    """
+    starts = plan.groups[index]
+    forms = [entry(place, molecule.smiles) for molecule in starts]
+    lost = [(m.smiles, why) for m, (form, why) in zip(starts, forms, strict=True) if form is None]
+    route = GraphGA() if method.latent and len(lost) == len(starts) else method
+    note = "; ".join(f"{smiles[:60]} is searched as a graph: {why}" for smiles, why in lost)
+    search = Search(starts, target, plan.constraints, plan.limits, report=shown_on(bar))
+    try:
+        search.begin()
+        search.check()
+        route(search, place, Draws((seed, index)))
+        reason = "the method ended"
+    except Finished as end:
+        reason = str(end)
+    except BudgetError as error:
+        reason = f"no budget left ({error})"
+    return Run.of(search, route.name, reason, note)
+
+
+def shown_on(bar: Any) -> Any:
+    """What a progress bar shows after a batch: calls so far and the best fitness."""
+
+    def report(search: Search, new: int) -> None:
+        bar.update(new)
+        best = search.ranked()
+        if best:
+            bar.set_postfix(best=f"{best[0][0]:.3f}", refresh=False)
+
+    return report
+
