@@ -75,5 +75,7 @@ def start(text: Any, row: int) -> Molecule:
         )
     found = parsed(smiles)
     if found is None:
-        raise DataError(f"expected a molecule to start from in row {row}, got {smiles[:80]!r}, which has no readable form")
+        raise DataError(
+            f"expected a molecule to start from in row {row}, got {smiles[:80]!r}, which has no readable form"
+        )
     return found

@@ -103,6 +103,15 @@ class Objective:
         self.ledger.add("hits", len(keys) - len(new))
         return np.stack([np.frombuffer(known[key], dtype=np.float64) for key in keys])
 
+    def affordable(self, smiles: Sequence[str]) -> int:
+        """How many of these molecules, from the first, the ledger's budget allows; answered ones are free."""
+        known, left = self.ledger.known([self.key(text) for text in smiles]), self.ledger.left
+        for count, text in enumerate(smiles):
+            left -= self.key(text) not in known
+            if left < 0:
+                return count
+        return len(smiles)
+
     def key(self, smiles: str) -> bytes:
         """What the ledger knows a molecule's values by: other oracles ask anew."""
         return hashlib.sha256("\n".join([*self.names, smiles]).encode()).digest()
@@ -117,4 +126,3 @@ class Objective:
         if measured.any():
             found[measured] = self.prefer(values[measured] * self.sign)
         return found
-

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,14 +38,14 @@ class Run:
     @classmethod
     def of(cls, search: Search, method: str, reason: str, note: str) -> Run:
         starts = tuple(molecule.smiles for molecule in search.starts)
-        return cls(
-            starts, tuple(search.calls), tuple(search.ranked()), search.proposals, method, reason, note
-        )
+        return cls(starts, tuple(search.calls), tuple(search.ranked()), search.proposals, method, reason, note)
 
-    @property
-    def best(self) -> str | None:
-        """The best feasible molecule that is no start; None where there is none better placed or new."""
-        return self.ranked[0][1] if self.ranked else None
+    @classmethod
+    def from_dict(cls, facts: Mapping[str, Any]) -> Run:
+        """What `dataclasses.asdict` made of a run, through JSON."""
+        calls = tuple(Call(**call | {"values": tuple(call["values"])}) for call in facts["calls"])
+        ranked = tuple((float(fitness), smiles) for fitness, smiles in facts["ranked"])
+        return cls(**dict(facts) | {"starts": tuple(facts["starts"]), "calls": calls, "ranked": ranked})
 
     def values(self, smiles: str) -> tuple[float, ...]:
         """What the oracle said of a molecule."""
@@ -89,7 +90,13 @@ class OptimisationResult:
 
         return pd.DataFrame(
             [
-                {"search": i, "call": call.call, "proposals": call.proposals, "smiles": call.smiles, "origin": call.origin}
+                {
+                    "search": i,
+                    "call": call.call,
+                    "proposals": call.proposals,
+                    "smiles": call.smiles,
+                    "origin": call.origin,
+                }
                 | dict(zip(self.names, call.values, strict=True))
                 for i, run in enumerate(self.runs)
                 for call in run.calls

@@ -20,7 +20,7 @@ from tasks.molecules.molecule import Molecule, start
 from tasks.molecules.objective import Objective, Preference
 from tasks.molecules.optimisation_result import OptimisationResult, Run
 from tasks.molecules.optimisers import METHODS, Draws, GraphGA, Optimiser
-from tasks.molecules.search import Call, Finished, Limits, Search
+from tasks.molecules.search import Finished, Limits, Search
 
 PROPOSALS = 10  # written for each call that may be made
 
@@ -137,8 +137,7 @@ class Store:
     def read(self, index: int) -> Run | None:
         if self.folder is None or not (path := self.path(index)).is_file():
             return None
-        found = json.loads(path.read_text())
-        return Run(**found | {"calls": tuple(Call(**call | {"values": tuple(call["values"])}) for call in found["calls"])})
+        return Run.from_dict(json.loads(path.read_text()))
 
     def write(self, index: int, run: Run) -> None:
         if self.folder is not None:
@@ -185,9 +184,7 @@ def searched(
     return [found[index] for index in sorted(found)]
 
 
-def one_search(
-    plan: Plan, index: int, target: Objective, method: Optimiser, place: Space, seed: int, bar: Any
-) -> Run:
+def one_search(plan: Plan, index: int, target: Objective, method: Optimiser, place: Space, seed: int, bar: Any) -> Run:
     """From one group of starts until a limit is reached.
 
     A start that the space cannot read goes the graph route when the method needs the space.
@@ -220,4 +217,3 @@ def shown_on(bar: Any) -> Any:
             bar.set_postfix(best=f"{best[0][0]:.3f}", refresh=False)
 
     return report
-

@@ -167,5 +167,3 @@ def oracle(
     raise DataError(
         f"expected an objective among {names}, an artefact's folder or command:..., got {short(text)}; see README"
     )
-
-

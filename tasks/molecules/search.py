@@ -106,9 +106,13 @@ class Search:
         return min(total(self.constraints, molecule, start) for start in self.starts)
 
     def send(self, origins: Mapping[str, str]) -> None:
-        """One batch to the oracle: SMILES with what wrote them."""
+        """One batch to the oracle: SMILES with what wrote them. What failed before was paid for, so less may be left."""
         if not origins:
             return
+        count = self.objective.affordable(list(origins))
+        if not count:
+            raise Finished("no budget left in the ledger")
+        origins = dict(list(origins.items())[:count])
         for (name, origin), row in zip(origins.items(), self.objective.evaluate(list(origins)), strict=True):
             values = tuple(float(value) for value in row)
             self.known[name] = replace(self.known[name], values=values)

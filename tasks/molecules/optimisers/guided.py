@@ -113,5 +113,3 @@ class Guided:
         drawn = model.draw(search, names, draws.torch)
         worth = search.objective.fitness(np.concatenate([measured, drawn]))[len(measured) :]
         return {names[i]: origin[names[i]] for i in np.argsort(-worth, kind="stable")[:quota]}
-
-

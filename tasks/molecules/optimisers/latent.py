@@ -46,9 +46,7 @@ class Evolution:
         while True:
             best = readable(space, parents(search, self.parents)) or own[: self.parents]
             copies = self.parents * self.children // len(best)
-            found = space.neighbours(
-                space.encode(best), copies, temperature=self.temperature, generator=draws.torch
-            )
+            found = space.neighbours(space.encode(best), copies, temperature=self.temperature, generator=draws.torch)
             search(found, "sample")
 
 

@@ -1,0 +1,69 @@
+"""How sure a reprogrammed model is of a prediction, and how far an input lies from what it was trained on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from reprogram.features import features_of
+from reprogram.gaussian_process import GaussianProcess
+from reprogram.mapping import probabilities
+from reprogram.model import Reprogrammed
+from reprogram.stack import Stack
+
+
+@torch.no_grad()
+def deviation(model: Reprogrammed, inputs: Sequence[Any]) -> np.ndarray:
+    """Standard deviation of each prediction (n, T): in the target's units for values, of the probability for classes.
+
+    For values a Gaussian process gives its posterior's, label noise included, and a stack the mixture's: its members'
+    own and how far they disagree. A map that is one line knows no deviation and counts 0 on its own.
+    """
+    features = features_of(model, model.encode(list(inputs)))
+    return variance(model.mapping, features).sqrt().double().numpy()
+
+
+def variance(mapping: nn.Module, features: Tensor) -> Tensor:
+    """Predictive variance (B, T)."""
+    if isinstance(mapping, GaussianProcess) and mapping.kind == "regression":
+        latent = mapping.covariance(features).diagonal().clamp_min(0)[:, None]
+        return (latent + mapping.noise) * mapping.scale.double().square()
+    if isinstance(mapping, Stack):
+        outputs = torch.stack([probabilities(mapping.kind, member(features)).double() for member in mapping.members])
+        own = torch.stack([variance(member, features) for member in mapping.members])
+        weights = mapping.weights[:, None, None]
+        mean = (weights * outputs).sum(0)
+        return (weights * (own + (outputs - mean).square())).sum(0)
+    return torch.zeros(len(features), mapping.outputs, dtype=torch.float64)
+
+
+@torch.no_grad()
+def strangeness(model: Reprogrammed, inputs: Sequence[Any]) -> np.ndarray:
+    """Share (n,) of the training rows that are less strange to the model than each input: 1 is outside of its domain.
+
+    Strange is what the other rows leave unexplained: the posterior over the prior variance of a Gaussian process, of a
+    training row with itself left out. A stack has the mean over its processes.
+
+    Raises: ValueError for a model without a Gaussian process.
+    """
+    members = model.mapping.members if isinstance(model.mapping, Stack) else [model.mapping]
+    processes = [member for member in members if isinstance(member, GaussianProcess) and len(member.support)]
+    if not processes:
+        raise ValueError("expected a model with a Gaussian process, got none; its domain is not known")
+    features = features_of(model, model.encode(list(inputs)))
+    return np.mean([share_less_strange(process, features) for process in processes], axis=0)
+
+
+def share_less_strange(process: GaussianProcess, features: Tensor) -> np.ndarray:
+    support = process.support.double()
+    prior = process.kernel(support, support)
+    precision = torch.linalg.inv(prior + process.noise * torch.eye(len(prior), dtype=torch.float64))
+    left_out = ((1 / precision.diagonal() - process.noise) / prior.diagonal()).sort().values
+    inputs = process.select(features)
+    own = torch.stack([process.kernel(row[None], row[None])[0, 0] for row in inputs])
+    found = process.covariance(features).diagonal() / own
+    return (torch.searchsorted(left_out.contiguous(), found.contiguous()).double() / len(left_out)).numpy()

@@ -1,0 +1,76 @@
+"""A trained artefact as an oracle: cautious where it is unsure, silent where it knows nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from reprogram.errors import DataError
+from reprogram.model import Reprogrammed
+from reprogram.train import predict
+from reprogram.uncertainty import deviation, strangeness
+from tasks.molecules.oracles import Oracle
+
+
+def artefact(
+    folder: str | Path | Reprogrammed, *, target: str | None = None, maximise: bool = True, caution: float = 0.0,
+    domain: float | None = 0.95, batch: int = 64,
+) -> Oracle:  # fmt: skip
+    """The predictions of the model in `folder`, which stay predictions: the column says so.
+
+    Args:
+        target: a target column, or for classes the name of a class; the first target, or the last class, by default.
+        caution: standard deviations taken off a prediction that is to be large, put on one that is to be small.
+        domain: share of the training molecules that a molecule may be stranger than (`reprogram.uncertainty`); beyond it
+            the oracle does not answer (NaN), so a search does not leave for where the model is wrong. None: no limit.
+
+    Raises: DataError for an unknown target, or a limit for a model whose domain is not known.
+    """
+    model = folder if isinstance(folder, Reprogrammed) else Reprogrammed.from_pretrained(folder)
+    about = model.metadata.get("task", {})
+    column, name = chosen(model, about, target)
+    if domain is not None:
+        try:
+            strangeness(model, ["CCO"])
+        except ValueError as error:
+            raise DataError(f"{error}; pass domain=None to search without a limit") from error
+
+    def values(smiles: list[str]) -> np.ndarray:
+        found = np.full(len(smiles), np.nan)
+        fine = [i for i, text in enumerate(smiles) if encodable(model, text)]
+        if not fine:
+            return found
+        inputs = [smiles[i] for i in fine]
+        answer = predict(model, inputs)[:, column]
+        if caution:
+            spread = deviation(model, inputs)
+            answer = answer + (-caution if maximise else caution) * spread[:, min(column, spread.shape[1] - 1)]
+        if domain is not None:
+            answer = np.where(strangeness(model, inputs) <= domain, answer, np.nan)
+        found[fine] = answer
+        return found
+
+    return Oracle(values, f"predicted_{name}", maximise=maximise, batch=batch, failing=True)
+
+
+def chosen(model: Reprogrammed, about: dict, target: str | None) -> tuple[int, str]:
+    """Column of the predictions and its name."""
+    names = [str(name) for name in about.get("target") or [about.get("name", "value")]]
+    if model.mapping.kind == "classification":
+        names = [str(name) for name in about.get("classes") or range(model.mapping.outputs)]
+    if target is None:
+        last = len(names) - 1 if model.mapping.kind == "classification" else 0
+        return last, names[last]
+    if target not in names:
+        raise DataError(f"expected a target among {', '.join(names)}, got {target!r}")
+    return names.index(target), target
+
+
+def encodable(model: Reprogrammed, smiles: str) -> bool:
+    """Whether the model's source takes the molecule."""
+    try:
+        model.encode([smiles])
+    except ValueError:
+        return False
+    return True

