@@ -53,7 +53,7 @@ def test_greedy_is_the_likeliest_token_each_time(annalog):
 
 def test_a_row_does_not_depend_on_its_batch_mates(annalog):
     model, memory, batch, marks = annalog
-    mask, draws = batch["attention_mask"], dict(temperature=1.2, copies=4)
+    mask, draws = batch["attention_mask"], {"temperature": 1.2, "copies": 4}
     together = sample(model, memory, mask, **marks, **draws, generator=torch.Generator().manual_seed(3))
     # the first molecule's rows draw first from the generator, so alone they draw the same numbers
     alone = sample(model, memory[:1], mask[:1], **marks, **draws, generator=torch.Generator().manual_seed(3))

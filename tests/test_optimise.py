@@ -22,8 +22,8 @@ from tasks.molecules.constraints import Alerts, Range, Similarity, Substructure
 from tasks.molecules.latent import AnnalogSpace, PairSpace, entry, space
 from tasks.molecules.molecule import parsed, start
 from tasks.molecules.objective import Objective, lexicographic, pareto, weighted
-from tasks.molecules.optimize import optimize
 from tasks.molecules.optimisers import METHODS, QMO, Guided, LatentCMA
+from tasks.molecules.optimize import optimize
 from tasks.molecules.oracles import Oracle, oracle
 from tasks.molecules.properties import PROPERTIES, guacamol, like
 
@@ -82,7 +82,7 @@ def test_a_stopped_run_asks_nothing_twice(name, annalog, tmp_path):
             raise RuntimeError("the assay is out of order")
         return qed_of(smiles)
 
-    options = dict(budget=30, proposals=300, space=annalog, method=SMALL[name], progress=False)
+    options = {"budget": 30, "proposals": 300, "space": annalog, "method": SMALL[name], "progress": False}
     with pytest.raises(DataError, match=r"out of order.*kept"):
         optimize([IBUPROFEN], measured, out=tmp_path / "run", **options)
     resumed = optimize([IBUPROFEN], measured, out=tmp_path / "run", **options)
@@ -100,7 +100,7 @@ def test_a_stopped_run_asks_nothing_twice(name, annalog, tmp_path):
 
 
 def test_another_run_does_not_go_into_the_same_folder(annalog, tmp_path):
-    options = dict(proposals=100, space=annalog, progress=False, out=tmp_path)
+    options = {"proposals": 100, "space": annalog, "progress": False, "out": tmp_path}
     optimize([PARACETAMOL], "qed", budget=5, **options)
     with pytest.raises(DataError, match="another budget"):
         optimize([PARACETAMOL], "qed", budget=6, **options)
@@ -134,7 +134,7 @@ def test_starts_together_are_one_population(annalog):
 
 def test_guided_asks_what_the_model_likes(annalog):
     """With ten proposals for each call the model ranks, so the calls are better than those of a method that cannot."""
-    options = dict(budget=60, proposals=600, space=annalog, progress=False)
+    options = {"budget": 60, "proposals": 600, "space": annalog, "progress": False}
     found = [optimize([IBUPROFEN], "plogp", seed=s, **options).runs[0].ranked[0][0] for s in range(3)]
     plain = [
         optimize([IBUPROFEN], "plogp", seed=s, method="sampling", **options).runs[0].ranked[0][0] for s in range(3)

@@ -11,7 +11,7 @@ import numpy as np
 from reprogram.errors import DataError
 from reprogram.sources.black_box import attempted
 from reprogram.sources.ledger import Ledger
-from tasks.molecules.oracles import Oracle, oracle
+from tasks.molecules.oracles import oracle
 
 Preference = Callable[[np.ndarray], np.ndarray]
 

@@ -13,8 +13,8 @@ from reprogram.errors import BudgetError, DataError
 from reprogram.files import atomic_file, check_place
 from reprogram.sources.ledger import Ledger
 from tasks.labels import short
-from tasks.molecules.constraints import Constraint, Similarity
 from tasks.molecules import latent
+from tasks.molecules.constraints import Constraint, Similarity
 from tasks.molecules.latent import Space, entry
 from tasks.molecules.molecule import Molecule, start
 from tasks.molecules.objective import Objective, Preference

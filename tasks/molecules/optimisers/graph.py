@@ -9,7 +9,6 @@ from tasks.molecules.latent import Space
 from tasks.molecules.optimisers.base import Draws, parents
 from tasks.molecules.search import Search
 
-
 SIZE = (39.15, 3.5)  # heavy atoms, mean and deviation over the molecules that Jensen's children were kept like
 
 
