@@ -92,7 +92,12 @@ Config = Annotated[
 ]
 Input = Annotated[str | None, typer.Option("--input", "--smiles", help="Column of SMILES, sequences, texts or files.")]
 Target = Annotated[list[str] | None, typer.Option(help="Column of labels; several make a multilabel task.")]
-Data = Annotated[str, typer.Option(help="CSV, TSV, Parquet, SDF or .ts file, or a folder of images.")]
+Data = Annotated[
+    str,
+    typer.Option(
+        help="A bundled task (see `reprogram tasks`), a CSV, TSV, Parquet, SDF or .ts file, or a folder of images."
+    ),
+]
 Seed = Annotated[int, typer.Option(help="Seed of everything drawn at random.", min=0)]
 Folder = Annotated[str, typer.Argument(help="Folder of a trained model.")]
 
@@ -114,12 +119,7 @@ def demo(
 
 @app.command()
 def train(
-    data: Annotated[
-        str,
-        typer.Option(
-            help="A bundled task (see `reprogram tasks`), a CSV, TSV, Parquet, SDF or .ts file, or a folder of images."
-        ),
-    ],
+    data: Data,
     out: Annotated[str, typer.Option(help="Folder for the model, report and figures.")] = "runs/model",
     modality: Annotated[
         str | None,

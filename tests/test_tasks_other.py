@@ -193,6 +193,7 @@ X = [np.zeros(2)] * 12
         ([0, 1] * 6, {"split": ["train"] * 3}, "for each of 12 rows, got 3"),
         ([0, 1] * 6, {"metric": "f1"}, "a metric among"),
         ([0, 1] * 6, {"kind": "ranking"}, "a kind among"),
+        ([0, 1] * 6, {"kind": "multilabel"}, "one label per input, got kind multilabel"),
     ],
 )
 def test_bad_labels_are_one_sentence(y, options, message):
