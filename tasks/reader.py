@@ -210,8 +210,8 @@ def cleaned(
 
 def repeats(what: Modality, inputs: Sequence[Any], cut: Split) -> str:
     """A note where test rows stand in the training part too, which is so only where equal inputs are not joined."""
-    seen = {what.content(inputs[i]) for i in cut["train"]} if not what.joins else set()
-    count = sum(what.content(inputs[i]) in seen for i in cut["test"]) if seen else 0
+    seen = {what.digest(inputs[i]) for i in cut["train"]} if not what.joins else set()
+    count = sum(what.digest(inputs[i]) in seen for i in cut["test"]) if seen else 0
     return f"{count} of {len(cut['test'])} test rows equal a training row" if count else ""
 
 

@@ -1,6 +1,9 @@
 """Every kind of input from the user's own files: read, trained, predicted and evaluated by the command line."""
 
 import json
+import pickle
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -163,7 +166,7 @@ def test_bundled_tasks_are_what_the_listing_says(name):
     task = load_task(name)
     assert (len(task), task.modality, task.kind, task.metric) == (info.n, info.modality, info.kind, info.metric)
     found, clean = read_inputs(name, modality=info.modality), MODALITIES[info.modality]
-    assert all(clean.content(a) == clean.content(b) for a, b in zip(found.inputs, task.inputs, strict=True))
+    assert all(clean.digest(a) == clean.digest(b) for a, b in zip(found.inputs, task.inputs, strict=True))
     y = labels_of(found.table, ["label"], task.kind, {"classes": task.classes})
     np.testing.assert_array_equal(y, task.targets)
 
@@ -330,6 +333,19 @@ def test_auto_has_a_source_for_every_modality():
     assert one.codec.size == (96, 96)
     with pytest.raises(DataError, match="for source 'auto', got 'sounds'"):
         default_sources(modality="sounds")
+
+
+def test_a_picture_is_read_once_to_know_it(tmp_path, monkeypatch):
+    from tasks.inference import row_marks
+    from tasks.runs import fingerprint
+
+    root, read, read_bytes = pictures(tmp_path / "root"), [], Path.read_bytes
+    monkeypatch.setattr(Path, "read_bytes", lambda self: read.append(str(self)) or read_bytes(self))
+    task = load_task(str(root))
+    marks = row_marks(task), fingerprint(task, {})
+    assert sorted(read) == sorted(task.inputs) and len(read) == 24
+    plain = replace(task, inputs=[str(path) for path in pickle.loads(pickle.dumps(task.inputs))])
+    assert (row_marks(plain), fingerprint(plain, {})) == marks and len(read) == 24 + 24 + len(task.split["train"])
 
 
 def test_equal_pictures_are_one_row_and_stay_on_one_side(tmp_path):
