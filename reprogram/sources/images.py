@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from reprogram.sources.base import Batch, Record, Source, shorten
+from reprogram.sources.base import Source
+from reprogram.sources.codecs import Batch, Record, shorten
 
 
 def as_image(value: Any, row: int, channels: int = 3) -> Tensor:
