@@ -28,7 +28,7 @@ def parser(description: str | None, **defaults: Any) -> argparse.ArgumentParser:
     for name, values in defaults.items():
         found.add_argument(f"--{name}", nargs="+", default=list(values), type=type(values[0]))
     found.add_argument("--seeds", type=int, default=5)
-    found.add_argument("--methods", nargs="+", default=[], help="names; all by default")
+    found.add_argument("--methods", nargs="+", default=[], help="names; by default all that the benchmark runs")
     found.add_argument("--shard", default="0/1", help="this process takes cells i, i + n, … of i/n")
     found.add_argument("--minutes", type=float, default=1e9, help="start no new cell after this many minutes")
     found.add_argument("--quick", action="store_true", help="one small cell")
@@ -51,19 +51,22 @@ def save_rows(path: Path, rows: list[dict]) -> None:
 
 def measure(
     name: str, options: argparse.Namespace, cells: Sequence[Cell], task_of: Callable[[Cell], Task],
-    methods_of: Callable[[Cell], Sequence[Method]], facts_of: Callable[[Cell, str], dict] = lambda cell, method: {},
+    methods_of: Callable[[Cell], Sequence[Method]], facts_of: Callable[[Cell, str], dict] = lambda cell, method: {}, *,
+    own: str = "", table: FeatureTable | None = None,
 ) -> list[dict]:  # fmt: skip
     """Measure what is missing of this shard's cells; returns every row of every shard.
 
     A cell is plain facts with a seed; each of its methods becomes one row with these facts, metrics and seconds, and what
-    `facts_of` adds when it has run. A method that any shard's file has for a cell is not measured again.
+    `facts_of` adds when it has run. A method that any shard's file has for a cell is not measured again. Files are called
+    after the benchmark, `own`, which keeps apart what runs at the same time, and the shard. `table` is where methods of
+    several cells read their features.
     """
     torch.set_num_threads(1)
-    label = "quick" if options.quick else options.shard.replace("/", "of")
+    label = "-".join(word for word in (own, "quick" if options.quick else options.shard.replace("/", "of")) if word)
     path = options.out or RESULTS / f"{name}-{label}.json"
-    files = [path] if options.quick or options.out else [path, *sorted(set(RESULTS.glob(f"{name}-*of*.json")) - {path})]
+    files = [path] if options.quick or options.out else sorted({path, *RESULTS.glob(f"{name}-*of*.json")})
     rows, started = load_rows(path), time.monotonic()
-    others = [row for file in files[1:] for row in load_rows(file)]
+    others = [row for file in files if file != path for row in load_rows(file)]
     index, count = map(int, options.shard.split("/"))
     for cell in [] if options.table else list(cells)[index::count]:
         done = {row["method"] for row in rows + others if all(row.get(key) == value for key, value in cell.items())}
@@ -73,7 +76,7 @@ def measure(
         if (time.monotonic() - started) / 60 > options.minutes:
             break
         task = task_of(cell)
-        result = run_all(task, wanted, cell["seed"], FeatureTable(), progress=False)
+        result = run_all(task, wanted, cell["seed"], table or FeatureTable(), progress=False)
         sizes = {"train": len(task.split["train"]), "test": len(task.split["test"])}
         for row in result.rows:
             values = {k: [round(x, 5) for x in (v.value, v.low, v.high)] for k, v in row.metrics.items()}

@@ -48,7 +48,7 @@ def main() -> None:
         options.labels, options.seeds, options.sources = [50], 1, ["minilm"]
         options.methods = options.methods or ["linear-probe minilm", "forest-composition", "ridge-descriptors"]
     cells = [{"labels": n, "seed": s} for n, s in product(options.labels, range(options.seeds))]
-    rows = measure("peptides", options, cells, task_of, lambda cell: chosen(options.sources))
+    rows = measure("peptides", options, cells, task_of, lambda cell: chosen(options.sources), table=TABLE)
     steps = [[f"{name} {source}", f"reprogrammed {source}"] for source in options.sources for name in OWN[1:]]
     steps += [["forest-composition", f"reprogrammed {source}"] for source in options.sources]
     print(ordering(rows, ("labels",), "roc_auc", steps))

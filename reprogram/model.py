@@ -22,7 +22,8 @@ from reprogram.features import column, move, no_text
 from reprogram.files import atomic_folder
 from reprogram.mapping import per_row_loss
 from reprogram.side_by_side import CACHED, collate_records, rebuilt
-from reprogram.sources.base import Batch, Record, Source
+from reprogram.sources.base import Source
+from reprogram.sources.codecs import Batch, Record
 
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
 FORMAT = 1

@@ -90,20 +90,16 @@ def adapt(
     if found is None and modality not in (None, "molecules"):
         found = default_sources(modality=modality, inputs=inputs)
     if found is None or len(found) > 1:
-        if mapping != "auto" or program not in ("auto", "none"):
-            raise DataError(
-                "expected program 'auto' or 'none' and mapping 'auto' with several sources, for which both are chosen, got "
-                f"'{program}' and '{mapping}'; name a source"
-            )
+        check_chosen(program, mapping)
+        weighed = True
+    else:
+        check_kind(found[0], program, modality)
+        chosen = program == "auto" and mapping == "auto" and gradient is None
+        weighed = chosen and native(found[0], modality) and len(inputs) >= FEW
+    if weighed:
         options = common | {"outputs": outputs, "epochs": epochs, "reprogrammed": program == "auto"}
         return adapt_auto(inputs, y, kind=kind, sources=found, modality=modality, **options)
     (source,) = found
-    check_kind(source, program, modality)
-    outputs = outputs or count_outputs(kind, y)
-    chosen = program == "auto" and mapping == "auto" and gradient is None and native(source, modality)
-    if chosen and len(inputs) >= FEW:
-        options = common | {"outputs": outputs, "epochs": epochs, "modality": modality}
-        return adapt_auto(inputs, y, kind=kind, sources=[source], **options)
     if gradient is not None:
         program, mapping = for_queries(source, program, mapping, kind)
     elif not source.differentiable and program not in ("auto", "none"):
@@ -112,10 +108,20 @@ def adapt(
             "a gradient step such as 'spsa-gc'"
         )
     built = build_program(program, source, inputs, seed, modality)
+    outputs = outputs or count_outputs(kind, y)
     model = Reprogrammed(built, source, build_mapping(mapping, source.width, outputs, kind, seed))
     data = {"train": (inputs, y)} | ({"validation": validation} if validation is not None else {})
     plan = recipe(model, len(inputs), epochs) | ({} if gradient is None else by_queries(model, gradient, epochs))
     return model, fit(model, data, **plan, **common)
+
+
+def check_chosen(program: Any, mapping: Any) -> None:
+    """DataError where parts are named that several sources cannot share."""
+    if mapping != "auto" or program not in ("auto", "none"):
+        raise DataError(
+            "expected program 'auto' or 'none' and mapping 'auto' with several sources, for which both are chosen, got "
+            f"'{program}' and '{mapping}'; name a source"
+        )
 
 
 def check_kind(source: Source, program: Any, modality: str | None) -> None:

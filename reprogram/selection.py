@@ -30,8 +30,8 @@ FITTING = {
     "tokens": ("none", "free", "dense", "sparse"),
     "image": ("none", "pad", "full", "resize", "mask", "affine"),
     "series": ("none", "series"),
-    "features": ("none",),
 }
+BY_NAME = frozenset(PROGRAMS).difference(*FITTING.values())  # tried only when asked for
 LABELLED = ("iterative", "bayesian+", "linear")  # maps of a source that answers with classes
 HEADS = ("rank", "program", "source", "map", "rate", "validation loss", "passes")
 RATES = (3e-3, 1e-2, 3e-2)
@@ -82,26 +82,26 @@ class Selection:
         return "\n".join([*(f"| {' | '.join(row)} |" for row in rows), "", self.why()]) + "\n"
 
 
-def fitting_programs(source: Source, modality: str | None) -> tuple[str, ...]:
-    """Programs that bring inputs of that modality to the source; None is whatever it was made for."""
-    if not (source.differentiable and source.takes in AUTO):
-        return ("none",)
-    bridge = BRIDGES.get((modality or "", source.takes))
-    if bridge is None:
-        return FITTING[source.takes]
-    return ("none", bridge) if native(source, modality) else (bridge,)
+def fitting_programs(source: Source, modality: str | None, asked: Sequence[str] | None = None) -> tuple[str, ...]:
+    """Programs that bring inputs of that modality to the source; None is whatever it was made for.
+
+    Those `asked` for may also be of the ones that no source has by default.
+    """
+    usual, more = ("none",), frozenset()
+    if source.differentiable and source.takes in AUTO:
+        bridge = BRIDGES.get((modality or "", source.takes))
+        usual, more = FITTING[source.takes], BY_NAME
+        if bridge is not None:
+            usual = ("none", bridge) if native(source, modality) else (bridge,)
+    return usual if asked is None else tuple(program for program in asked if program in {*usual, *more})
 
 
 def candidates(
     source: Source, kind: str, programs: Sequence[str] | None = None, modality: str | None = None
 ) -> list[tuple[str, str]]:
     """Programs and maps that can stand around a source: (program, map) pairs."""
-    programmed = source.differentiable and source.takes in AUTO
-    fitting = fitting_programs(source, modality)
-    elsewhere = {p for own in FITTING.values() for p in own} if programmed else set(PROGRAMS)
     maps = LABELLED if source.returns == "logits" and kind == "classification" else ("linear",)
-    wanted = [p for p in (fitting if programs is None else programs) if p in fitting or p in set(PROGRAMS) - elsewhere]
-    return [(program, mapping) for program in wanted for mapping in maps]
+    return [(program, mapping) for program in fitting_programs(source, modality, programs) for mapping in maps]
 
 
 def pool(

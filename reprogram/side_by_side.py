@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from reprogram.config import build, buildable, configurable
 from reprogram.errors import DataError
 from reprogram.programs.base import SourceCodec
-from reprogram.sources.base import Batch, Record, Source
+from reprogram.sources.base import Source
+from reprogram.sources.codecs import Batch, Record
 
 CACHED = "source_features"  # the key under which a record carries features that no longer need their source
 

@@ -16,7 +16,8 @@ from reprogram.mapping import LinearMap
 from reprogram.model import Reprogrammed
 from reprogram.objectives import Optimizer, adam
 from reprogram.programs import Identity
-from reprogram.sources.base import FeatureCodec, Features, Source
+from reprogram.sources.base import Features, Source
+from reprogram.sources.codecs import FeatureCodec
 from reprogram.train import fit, refresh
 
 

@@ -83,18 +83,9 @@ def fit(
         for epoch in range(len(history.epochs), 0 if history.stopped else epochs):
             total = loop.run_epoch(epoch, first_step, checkpoint_dir, checkpoint_every, history, best, bar)
             first_step = 0
-            row = {"epoch": epoch, "train_loss": total}
-            if "validation" in data:
-                loop.refit()
-                row["validation_loss"] = loop.validation_loss()
-            history.epochs.append(row)
-            loop.accelerator.log({k: v for k, v in row.items() if k != "epoch"}, step=epoch)
-            bar.set_postfix({k: f"{v:.3f}" for k, v in row.items() if k != "epoch"})
-            if "validation" not in data:
-                history.best_epoch = epoch
-            elif row["validation_loss"] < best["loss"]:
-                best.update(loss=row["validation_loss"], state=copy.deepcopy(model.learned_state()))
-                history.best_epoch = epoch
+            losses = epoch_losses(loop, total, history, best)
+            loop.accelerator.log(losses, step=epoch)
+            bar.set_postfix({name: f"{value:.3f}" for name, value in losses.items()})
             state = Training(model, epoch, history, loop.training_features, loop.refit)
             for hook in hooks:
                 hook(state)
@@ -111,6 +102,21 @@ def fit(
     bar.close()
     loop.finish(best["state"])
     return history
+
+
+def epoch_losses(loop: Loop, train_loss: float, history: History, best: dict[str, Any]) -> dict[str, float]:
+    """The losses of the epoch that just ended, written into the history; without validation rows the last is the best."""
+    epoch, losses, validates = len(history.epochs), {"train_loss": train_loss}, "validation" in loop.parts
+    if validates:
+        loop.refit()
+        losses["validation_loss"] = loop.validation_loss()
+    history.epochs.append({"epoch": epoch} | losses)
+    if not validates:
+        history.best_epoch = epoch
+    elif losses["validation_loss"] < best["loss"]:
+        best.update(loss=losses["validation_loss"], state=copy.deepcopy(loop.model.learned_state()))
+        history.best_epoch = epoch
+    return losses
 
 
 def start_trackers(accelerator: Any) -> None:

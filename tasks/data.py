@@ -135,24 +135,23 @@ def bundled_entry(data: Any) -> bundled.Bundled | bundled.Made | None:
     return bundled.TASKS.get(data.lower()) if isinstance(data, str) and not Path(data).exists() else None
 
 
-def open_table(data: Any) -> Table:
-    """A bundled table by name, or anything `read` takes."""
-    entry = bundled_entry(data)
-    if isinstance(entry, bundled.Made):
-        raise DataError(f"expected a file, got the bundled task '{data}', which is no table; name a file or folder")
-    return bundled.read_bundled(data.lower()) if entry else read(data)
+def open_table(data: Any, kind: str | None = None) -> Table:
+    """A bundled task by name, its labels read as `kind`, or anything `read` takes."""
+    return bundled.read_bundled(data.lower(), kind) if bundled_entry(data) else read(data)
 
 
 def read_inputs(
-    data: Any, *, modality: str | None = None, input: str | None = None, leave_out: Sequence[str] = (), **options: Any
-) -> Inputs:
+    data: Any, *, modality: str | None = None, input: str | None = None, leave_out: Sequence[str] = (),
+    kind: str | None = None, **options: Any,
+) -> Inputs:  # fmt: skip
     """Inputs to predict on, from anything `load_task` reads or a list; nothing is merged or reordered.
 
-    `leave_out` names label columns of a table of numbers; `options` are the task's `preprocessing`.
+    `leave_out` names label columns of a table of numbers; `kind` is what a bundled task's labels are read as, and `options`
+    are the task's `preprocessing`.
     """
     what = known(modality or "molecules")
     listed = isinstance(data, list | tuple)
-    table = Table({}, range(len(data)), "the list", structures=list(data)) if listed else open_table(data)
+    table = Table({}, range(len(data)), "the list", structures=list(data)) if listed else open_table(data, kind)
     what = what if listed else modality_of(table, modality)
     values = inputs_of(table, what, input, leave_out, options.pop("columns", None))
     clean, dropped = cleaned(values, table, what, what.clean(**options))

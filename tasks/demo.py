@@ -17,8 +17,9 @@ from tasks.comparison import Comparison
 from tasks.features import FeatureTable
 from tasks.metrics import METRICS, evaluate, rank_metric
 from tasks.molecules import load_task
+from tasks.publish import facts, publish
 from tasks.report import Report
-from tasks.runs import facts, guess, publish
+from tasks.runs import guess
 from tasks.task import Task
 
 if TYPE_CHECKING:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,11 @@ def series_files(path: Path) -> Table:
     ends = {"_TRAIN": "_TEST", "_Train": "_Test", "_train": "_test"}
     stem = next((path.stem.removesuffix(a) + b for a, b in ends.items() if path.stem.endswith(a)), path.stem)
     other = path.with_name(stem + path.suffix)
-    files = {"train": path, "test": other} if other != path and other.is_file() else {"": path}
+    return series_table({"train": path, "test": other} if other != path and other.is_file() else {"": path})
+
+
+def series_table(files: Mapping[str, Path]) -> Table:
+    """The series of .ts files by part, one file after the other, with their labels where every file has them."""
     read = {word: ts_file(file) for word, file in files.items()}
     inputs = [series for x, _ in read.values() for series in x]
     columns: dict[str, Any] = {"series": list(range(1, len(inputs) + 1))}
@@ -69,6 +74,6 @@ def series_files(path: Path) -> Table:
     if parted := len(read) > 1:
         columns["part"] = [word for word, (x, _) in read.items() for _ in x]
     return Table(
-        columns, range(1, len(inputs) + 1), path.name, FROM_ONE, structures=inputs, modality="series",
+        columns, range(1, len(inputs) + 1), next(iter(files.values())).name, FROM_ONE, structures=inputs, modality="series",
         identity="series", parted="part" if parted else None, labelled="class" if labelled else None,
     )  # fmt: skip

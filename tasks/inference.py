@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -91,7 +90,7 @@ def predict_file(
 
 def read_like(data: Any, about: Mapping[str, Any], input: str | None) -> Inputs:
     """The inputs of new data, read as those of the training were; the labels of a table of numbers are no input."""
-    how = {"modality": about.get("modality"), "leave_out": list(about.get("target") or [])}
+    how = {"modality": about.get("modality"), "leave_out": list(about.get("target") or []), "kind": about.get("kind")}
     return read_inputs(
         data, **how, input=input or about.get("input") or about.get("smiles"), **about.get("preprocessing", {})
     )
@@ -195,8 +194,8 @@ def mark(value: Any, modality: str) -> str:
 
 
 def digest(value: Any, modality: str) -> str:
-    """SHA-256 of what an input holds: a text, a file's content, or numbers."""
-    return hashlib.sha256(MODALITIES.get(modality, MODALITIES["tables"]).content(value)).hexdigest()
+    """`Modality.digest` by the name of the modality; a task in memory may have another one."""
+    return MODALITIES.get(modality, MODALITIES["tables"]).digest(value)
 
 
 def labels_of(table: Table, targets: list[str], kind: str, about: Mapping[str, Any]) -> np.ndarray:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from hashlib import sha256
 from typing import Any
 
 import numpy as np
@@ -48,7 +47,7 @@ def merge(
     """
     members: dict[Any, list[int]] = {}
     for i, value in clean.items():
-        members.setdefault(sha256(modality.content(value)).digest() if modality.joins else i, []).append(i)
+        members.setdefault(modality.digest(value) if modality.joins else i, []).append(i)
     limits = {c: _limit([values[i] for i in clean], tolerance) if numeric else None for c, values in labels.items()}
     out = Merge({c: [] for c in labels})
     for places in members.values():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,23 @@ import numpy as np
 from reprogram.errors import DataError
 from tasks.labels import short
 from tasks.peptides import AMINO_ACIDS
+
+
+class Picture(str):
+    """The path of a picture that has been read; `digest` is its file's SHA-256, so that nobody reads it again to compare."""
+
+    digest: str
+
+    @classmethod
+    def read(cls, path: str) -> Picture:
+        """Raises: ValueError for a file that holds no picture."""
+        from reprogram.sources.images import as_image, opened
+
+        found = cls(path)
+        image, content = opened(path, 0)
+        as_image(image, 0)
+        found.digest = sha256(content).hexdigest()
+        return found
 
 
 @dataclass(frozen=True)
@@ -33,12 +51,14 @@ class Modality:
     groups: Mapping[str, Callable[[Any], str]] = field(default_factory=dict)
     joins: bool = True
 
-    def content(self, value: Any) -> bytes:
-        """An input as bytes that are the same wherever it lies: equal ones are one input."""
+    def digest(self, value: Any) -> str:
+        """SHA-256 of what an input holds, wherever it lies: a text, a file's content, or numbers. Equal ones are one input."""
+        if isinstance(value, Picture):
+            return value.digest
         if isinstance(value, str | Path):
-            return Path(value).read_bytes() if self.name == "images" else str(value).encode()
+            return sha256(Path(value).read_bytes() if self.name == "images" else str(value).encode()).hexdigest()
         array = np.asarray(value)
-        return f"{array.dtype} {array.shape}".encode() + np.ascontiguousarray(array).tobytes()
+        return sha256(f"{array.dtype} {array.shape}".encode() + np.ascontiguousarray(array).tobytes()).hexdigest()
 
     @property
     def split(self) -> str:
@@ -132,7 +152,8 @@ def picture(value: Any) -> Any:
     """A readable image: a path, or an image in memory."""
     from reprogram.sources.images import as_image
 
-    value = said(value) if isinstance(value, str | Path) else value
+    if isinstance(value, str | Path):
+        return Picture.read(said(value))
     as_image(value, 0)
     return value
 

@@ -165,7 +165,7 @@ def inputs_of(
     if what.wide:
         gone = [c for c in leave_out if c in table.columns]
         found = number_columns(table, gone) if columns is None else [table.find(c) for c in columns]
-        parsed = [[parse(v, row, c) for v, row in zip(table.column(c), table.rows, strict=True)] for c in found]
+        parsed = [[number(v, row, c) for v, row in zip(table.column(c), table.rows, strict=True)] for c in found]
         for name, values in zip(found, parsed, strict=True):
             if (bad := next((i for i, v in enumerate(values) if isinstance(v, str)), None)) is not None:
                 raise DataError(
@@ -178,6 +178,11 @@ def inputs_of(
     if what.name == "images" and table.folder is not None:  # paths in a table are meant from where the table lies
         return [str(table.folder / v.strip()) if isinstance(v, str) and v.strip() else v for v in values]
     return values
+
+
+def number(value: Any, row: int, column: str) -> Value:
+    """A cell of a table of numbers: false and true are 0 and 1."""
+    return parse(int(value) if isinstance(value, bool | np.bool_) else value, row, column)
 
 
 def number_columns(table: Table, leave_out: Sequence[str | None]) -> list[str]:
@@ -210,8 +215,8 @@ def cleaned(
 
 def repeats(what: Modality, inputs: Sequence[Any], cut: Split) -> str:
     """A note where test rows stand in the training part too, which is so only where equal inputs are not joined."""
-    seen = {what.content(inputs[i]) for i in cut["train"]} if not what.joins else set()
-    count = sum(what.content(inputs[i]) in seen for i in cut["test"]) if seen else 0
+    seen = {what.digest(inputs[i]) for i in cut["train"]} if not what.joins else set()
+    count = sum(what.digest(inputs[i]) in seen for i in cut["test"]) if seen else 0
     return f"{count} of {len(cut['test'])} test rows equal a training row" if count else ""
 
 

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +16,12 @@ import numpy as np
 from torch import nn
 
 from reprogram.auto import default_sources
-from reprogram.card import readouts
 from reprogram.config import build, to_spec
 from reprogram.errors import DataError
-from reprogram.files import atomic_folder, check_place
+from reprogram.files import check_place
 from reprogram.model import Reprogrammed
 from reprogram.parts import build_program
-from reprogram.recipes import sources_of
+from reprogram.recipes import adapt, sources_of
 from reprogram.selection import Selection
 from reprogram.sources import Source
 from reprogram.train import History, default_accelerator, predict
@@ -31,15 +29,14 @@ from tasks.baselines import Group, Method, Prediction, compare, methods, selecte
 from tasks.comparison import Comparison
 from tasks.controls import learned
 from tasks.data import bundled_entry, load_task, modality_of, open_table
-from tasks.inference import digest, row_marks
+from tasks.inference import digest
+from tasks.publish import facts, publish, reported
 from tasks.report import Report
 from tasks.searched import searched
 from tasks.task import Task
 
-CHECKPOINT, DROPPED, MERGED, SELECTION = "checkpoint", "dropped.csv", "merged.csv", "selection.md"
+CHECKPOINT = "checkpoint"
 COMPARE = ("none", "fast", "all")
-FIGURES = ("parity.png", "history.png", "comparison.png", "learning_curve.png")
-COVERAGE = 0.68  # share of the validation errors that a bar of the parity plot spans: one standard deviation if normal
 
 
 @dataclass(frozen=True)
@@ -81,8 +78,6 @@ def train_task(
 
     Raises: DataError when the data or the names do not fit, or `out` cannot be written.
     """
-    from reprogram.recipes import adapt
-
     if beside not in COMPARE:
         raise DataError(f"expected compare to be one of {', '.join(COMPARE)}, got '{beside}'")
     out, accelerator = Path(out), accelerator or default_accelerator()
@@ -92,30 +87,39 @@ def train_task(
     start = time.perf_counter()
     with checkpoints(out, fingerprint(task, settings), accelerator) as checkpoint_dir:
         common = {"progress": progress, "accelerator": accelerator, "checkpoint_dir": checkpoint_dir}
-        selection = None
-        if budget is None:
-            model, history = adapt(
-                source, *task.part("train"), kind=task.kind, outputs=task.outputs, program=program, mapping=mapping,
-                epochs=epochs, validation=task.part("validation"), modality=task.modality, seed=seed, **common,
-            )  # fmt: skip
-        else:
-            model, history, selection = searched(task, source, program, mapping, budget, epochs, seed, **common)
+        model, history, selection = learnt(task, source, program, mapping, budget, epochs, seed, **common)
         guesses = {part: guess(model, task, part, accelerator) for part in ("validation", "test")}
         own = own_method(model, source, guesses["test"], task.modality)
         result = stand_beside(
             task, own, source, beside, seed, time.perf_counter() - start, progress and accelerator.is_main_process
         )
-        made = {"parts": settings, "readouts": readouts(model)}
-        report = Report.of(result, training=training_facts(history, accelerator.num_processes), **made)
-        report = replace(report, notes=(*report.notes, *([f"Training: {history.stopped}."] if history.stopped else [])))
-        if selection is not None:
-            report = replace(report, notes=(*report.notes, f"Chosen on held-out rows: {selection.why()}"))
+        settings |= {"method": own.name, "group": own.group}
+        report = reported(result, model, history, selection, settings, accelerator.num_processes)
         if accelerator.is_main_process:
-            settings |= {"method": own.name, "group": own.group}
             model.metadata = facts(task, result[own.name].metrics, settings)
             publish(out, model, report, task, guesses, history=history, selection=selection)
         accelerator.wait_for_everyone()
     return Run(model, report, out, accelerator.is_main_process, selection)
+
+
+def learnt(
+    task: Task,
+    source: Any,
+    program: Any,
+    mapping: Any,
+    budget: int | None,
+    epochs: int | None,
+    seed: int,
+    **options: Any,
+) -> tuple[Reprogrammed, History, Selection | None]:
+    """The model of a task; with a budget the best that a search found, and the search."""
+    if budget is not None:
+        return searched(task, source, program, mapping, budget, epochs, seed, **options)
+    model, history = adapt(
+        source, *task.part("train"), kind=task.kind, outputs=task.outputs, program=program, mapping=mapping, epochs=epochs,
+        validation=task.part("validation"), modality=task.modality, seed=seed, **options,
+    )  # fmt: skip
+    return model, history, None
 
 
 def prepare_task(
@@ -220,82 +224,3 @@ def stand_beside(
     result = compare(task, source=source, include=[own, *names], seed=seed, progress=progress and bool(names))
     timed = tuple(replace(row, seconds=seconds) if row.method == own.name else row for row in result.rows)
     return replace(result, rows=timed)
-
-
-def training_facts(history: History, processes: int) -> dict[str, Any]:
-    """What the report says of the training: epochs run, epoch kept (from 1), its validation loss, processes that shared it."""
-    losses, best = history.column("validation_loss"), history.best_epoch
-    loss = losses[best] if 0 <= best < len(losses) else None
-    return {
-        "epochs": len(history.epochs), "best_epoch": best + 1 if losses else None, "validation_loss": loss,
-        "processes": processes,
-    }  # fmt: skip
-
-
-def facts(task: Task, metrics: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
-    """What the artefact remembers: enough for a card, and to name columns and classes of a prediction."""
-    about: dict[str, Any] = {
-        "name": task.name,
-        "modality": task.modality,
-        "input": task.input_name,
-        "kind": task.kind,
-        "metric": task.metric,
-        "units": task.units,
-        "source": task.source,
-    }
-    about |= {"license": task.license, "classes": list(task.classes), "label_classes": task.label_classes}
-    about |= {"target": list(task.target_names)} | {"preprocessing": dict(task.preprocessing)}
-    about = about | {f"{part}_rows": len(rows) for part, rows in task.split.items()}
-    about = {key: value for key, value in about.items() if value not in ("", [], (), {})}
-    known = {name: asdict(e) for name, e in metrics.items() if math.isfinite(e.low)}
-    training = dict(settings) | {"rows": row_marks(task)}
-    return {"task": about, "metrics": known, "training": training}
-
-
-def publish(
-    out: Path, model: Reprogrammed, report: Report, task: Task, guesses: Mapping[str, np.ndarray], *,
-    history: History | None = None, curve: Any = None, selection: Selection | None = None,
-) -> None:  # fmt: skip
-    """Write artefact, report, dropped rows and figures into `out`, all or nothing; figures of an older run go."""
-    import pandas as pd
-
-    drawn = figures(report, task, guesses, history=history, curve=curve)
-    dropped = pd.DataFrame([asdict(row) for row in task.report.dropped], columns=["row", "input", "reason"])
-    merged = pd.DataFrame(
-        [{"input": m.input, "rows": " ".join(map(str, m.rows)), "conflict": m.conflict} for m in task.report.merged]
-    )
-    with atomic_folder(out) as writing:
-        model.save_pretrained(writing)
-        report.write(writing)
-        dropped.to_csv(writing / DROPPED, index=False)
-        if len(merged):
-            merged.to_csv(writing / MERGED, index=False)
-        if selection is not None:
-            (writing / SELECTION).write_text(selection.to_markdown(), encoding="utf-8")
-        for name, ax in drawn.items():
-            ax.figure.savefig(writing / name, dpi=150)
-    absent = ([] if len(merged) else [MERGED]) + ([] if selection is not None else [SELECTION])
-    for name in {*FIGURES, *absent} - set(drawn):
-        (out / name).unlink(missing_ok=True)
-
-
-def figures(
-    report: Report, task: Task, guesses: Mapping[str, np.ndarray], *, history: History | None = None, curve: Any = None
-) -> dict[str, Any]:
-    """The figures that this run has data for, by file name."""
-    from reprogram import plot
-
-    drawn = {}
-    if task.kind == "regression":
-        error = np.abs(task.part("validation")[1] - guesses["validation"])
-        reach = float(np.quantile(error, COVERAGE)) if len(error) else 0.0
-        y, p = task.part("test")[1], guesses["test"]
-        title = f"{task.name}, test rows\nbars: {COVERAGE:.0%} of the validation errors, ±{reach:.2g}"
-        drawn["parity.png"] = plot.parity(y, p, low=p - reach, high=p + reach, units=task.units, name=title)
-    if history is not None and history.epochs:
-        drawn["history.png"] = plot.history(history)
-    if len(report.ranked()) > 1:
-        drawn["comparison.png"] = report.plot()
-    if curve is not None:
-        drawn["learning_curve.png"] = plot.learning_curve(curve, label=report.label)
-    return drawn

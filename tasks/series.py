@@ -11,7 +11,7 @@ import numpy as np
 from reprogram.errors import DataError
 from reprogram.sources import FeatureCodec, Features, Source
 from tasks.arrays import from_arrays
-from tasks.folders import ts_file
+from tasks.folders import series_table
 from tasks.task import Task
 
 Parts = dict[str, tuple[np.ndarray, np.ndarray]]
@@ -79,16 +79,11 @@ def from_ts(train: str | Path, test: str | Path, *, seed: int = 0, **options: An
 
     Raises: DataError when aeon is absent or a file cannot be read.
     """
-    inputs: list[Any] = []
-    labels: list[str] = []
-    words: list[str] = []
-    for word, file in (("train", train), ("test", test)):
-        x, y = ts_file(Path(file))
-        if y is None:
-            raise DataError(f"expected a .ts file with class labels, got none in {Path(file).name}")
-        inputs, labels, words = [*inputs, *x], [*labels, *y], [*words, *[word] * len(y)]
-    options = {"name": Path(train).stem.removesuffix("_TRAIN"), "split": words} | options
-    return from_arrays(inputs, labels, modality="series", seed=seed, **options)
+    table = series_table({"train": Path(train), "test": Path(test)})
+    if table.labelled is None:
+        raise DataError(f"expected .ts files with labels, got none in {train} or in {test}; name files that have them")
+    options = {"name": Path(train).stem.removesuffix("_TRAIN"), "split": table.column("part")} | options
+    return from_arrays(table.structures, table.column(table.labelled), modality="series", seed=seed, **options)
 
 
 def sample_source(length: int = 64) -> Source:

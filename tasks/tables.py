@@ -9,6 +9,9 @@ import numpy as np
 from reprogram.errors import DataError
 from reprogram.sources import FeatureCodec, Features, Source
 from tasks.arrays import from_arrays
+from tasks.modalities import MODALITIES
+from tasks.reader import inputs_of
+from tasks.readers import read
 from tasks.task import Task
 
 TABLES = ("breast-cancer", "diabetes", "iris", "wine")
@@ -41,10 +44,7 @@ def from_frame(frame: Any, target: str, *, seed: int = 0, **options: Any) -> Tas
 
     Raises: DataError for a missing target, or a column that holds something else than numbers.
     """
-    if target not in frame.columns:
-        raise DataError(f"expected a column {target!r}, got {', '.join(map(str, frame.columns))}")
-    features = frame.drop(columns=target)
-    if texts := [str(name) for name, kind in features.dtypes.items() if kind.kind not in "iufb"]:
-        raise DataError(f"expected numbers in every column, got others in {', '.join(texts)}; encode or drop them")
-    rows = list(features.to_numpy(dtype=np.float32))
-    return from_arrays(rows, frame[target].tolist(), modality="tables", seed=seed, **{"name": "table"} | options)
+    whole = read(frame)
+    target = whole.find(target)
+    rows = inputs_of(whole, MODALITIES["tables"], None, (target,), None)
+    return from_arrays(rows, whole.column(target), modality="tables", seed=seed, **{"name": "table"} | options)

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from reprogram.errors import DataError
+from tasks import modalities
 from tasks.arrays import from_arrays
 from tasks.learners import Problem, by_label
 from tasks.splits import random_split
@@ -70,7 +71,7 @@ def rated(name: str, folder: Path) -> list[tuple[str, float, str]]:
     found: dict[str, tuple[str, float, str]] = {}
     for line in lines:
         number, rating, text = line.split("\t")
-        text = html.unescape(text).strip()
+        text = modalities.text(html.unescape(text))
         found.setdefault(text, (number.split("_")[0], float(rating), text))
     return list(found.values())
 

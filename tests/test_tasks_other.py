@@ -167,13 +167,13 @@ def test_tables(name):
 def test_frames():
     import pandas as pd
 
-    frame = pd.DataFrame({"a": np.arange(30.0), "b": 1, "y": ["u", "v", "w"] * 10})
+    frame = pd.DataFrame({"a": np.arange(30.0), "b": [i > 2 for i in range(30)], "y": ["u", "v", "w"] * 10})
     task = from_frame(frame, "y")
     assert task.classes == ("u", "v", "w")
     assert task.inputs[3].tolist() == [3.0, 1.0]
     with pytest.raises(DataError, match="expected a column 'z'"):
         from_frame(frame, "z")
-    with pytest.raises(DataError, match="others in c; encode"):
+    with pytest.raises(DataError, match="numbers in column 'c', got 'red' at row 0"):
         from_frame(frame.assign(c="red"), "y")
 
 
@@ -193,6 +193,7 @@ X = [np.zeros(2)] * 12
         ([0, 1] * 6, {"split": ["train"] * 3}, "for each of 12 rows, got 3"),
         ([0, 1] * 6, {"metric": "f1"}, "a metric among"),
         ([0, 1] * 6, {"kind": "ranking"}, "a kind among"),
+        ([0, 1] * 6, {"kind": "multilabel"}, "one label per input, got kind multilabel"),
     ],
 )
 def test_bad_labels_are_one_sentence(y, options, message):

@@ -8,7 +8,8 @@ from typing import Any, Protocol
 from torch import nn
 
 from reprogram.config import configurable
-from reprogram.sources.base import Batch, Record, Source
+from reprogram.sources.base import Source
+from reprogram.sources.codecs import Batch, Record
 
 
 class Program(Protocol):

@@ -7,7 +7,8 @@ from torch import nn
 
 from reprogram.config import configurable
 from reprogram.programs.base import SourceCodec
-from reprogram.sources.base import Batch, Source
+from reprogram.sources.base import Source
+from reprogram.sources.codecs import Batch
 
 
 @configurable

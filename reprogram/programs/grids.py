@@ -14,7 +14,8 @@ from reprogram.config import configurable
 from reprogram.errors import DataError
 from reprogram.programs.images import ImageProgram
 from reprogram.programs.tokens import SPLITTERS
-from reprogram.sources.base import Batch, Record, Source, as_text, shorten
+from reprogram.sources.base import Source
+from reprogram.sources.codecs import Batch, Record, as_text, shorten
 
 
 @configurable

@@ -17,7 +17,8 @@ from torch.nn import functional as F
 from reprogram.config import configurable
 from reprogram.errors import DataError
 from reprogram.programs.base import first_binding
-from reprogram.sources.base import Batch, Record, Source
+from reprogram.sources.base import Source
+from reprogram.sources.codecs import Batch, Record
 from reprogram.sources.images import as_image, resized
 
 Region = Literal["full", "strip", "patch"]

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from reprogram.config import configurable
 from reprogram.errors import DataError
 from reprogram.programs.base import first_binding
-from reprogram.sources.base import Batch, Record, Source
+from reprogram.sources.base import Source
+from reprogram.sources.codecs import Batch, Record
 from reprogram.sources.layers import UPDATES
 
 Factors = dict[str, tuple[Tensor, Tensor]]

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from reprogram.config import configurable
 from reprogram.errors import DataError
 from reprogram.programs.tokens import SoftPrompt
-from reprogram.sources.base import Batch, Record, Source
+from reprogram.sources.base import Source
+from reprogram.sources.codecs import Batch, Record
 from reprogram.sources.layers import DEEP, states_read
 
 

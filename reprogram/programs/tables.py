@@ -16,7 +16,8 @@ from reprogram.errors import DataError
 from reprogram.programs.base import first_binding
 from reprogram.programs.images import ImageProgram
 from reprogram.programs.tokens import starting_rows
-from reprogram.sources.base import Batch, Record, Source, shorten
+from reprogram.sources.base import Source
+from reprogram.sources.codecs import Batch, Record, shorten
 
 
 def as_row(value: Any, row: int, width: int) -> Tensor:

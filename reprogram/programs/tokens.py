@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from reprogram.config import configurable
 from reprogram.errors import DataError
 from reprogram.programs.base import SourceCodec, first_binding
-from reprogram.sources.base import Batch, Record, Source, as_text, shorten
+from reprogram.sources.base import Source
+from reprogram.sources.codecs import Batch, Record, as_text, shorten
 
 SMILES_TOKEN = re.compile(r"\[[^\[\]]+\]|Br|Cl|%\d{2}|.", re.DOTALL)
 SMILES_BASE = (

@@ -10,9 +10,10 @@ from typing import Any, Literal
 from torch import nn
 
 from reprogram.config import buildable
-from reprogram.sources.base import Batch, Codec, FeatureCodec, Features, Record, Source, TokenCodec
+from reprogram.sources.base import Features, Source
 from reprogram.sources.black_box import BlackBox
 from reprogram.sources.catalogue import ENTRIES, SourceInfo, catalogue
+from reprogram.sources.codecs import Batch, Codec, FeatureCodec, Record, TokenCodec
 
 __all__ = [
     "Batch", "BlackBox", "Codec", "FeatureCodec", "Features", "Record", "Source", "SourceInfo", "TokenCodec",

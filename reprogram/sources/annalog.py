@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
-from reprogram.sources.base import Source, TokenCodec
+from reprogram.sources.base import Source
+from reprogram.sources.codecs import TokenCodec
 from reprogram.sources.layers import prompted
 
 WIDTH, HEADS, HIDDEN, DEPTH, LENGTH = 256, 8, 512, 3, 102

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from reprogram.sources.base import Source, TokenCodec
+from reprogram.sources.base import Source
+from reprogram.sources.codecs import TokenCodec
 
 SYMBOLS = (
     "C", "N", "O", "H", "F", "Cl", "P", "B", "Br", "S", "I", "Si", "#", "(", ")", "+", "-", "1", "2", "3", "4", "5",

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from reprogram.sources.base import FeatureCodec, Features, Source, as_text, shorten
+from reprogram.sources.base import Features, Source
+from reprogram.sources.codecs import FeatureCodec, as_text, shorten
 
 LARGEST = 1e5
 LICENSE = "BSD-3-Clause"

@@ -10,8 +10,9 @@ from typing import Any
 
 import torch
 
-from reprogram.sources.base import Batch, Record, Source, as_text, shorten
+from reprogram.sources.base import Source
 from reprogram.sources.black_box import BlackBox, OnnxRun
+from reprogram.sources.codecs import Batch, Record, as_text, shorten
 from reprogram.sources.minimol import FINGERPRINT, from_onnx
 
 # Our name -> the featuriser's and the ONNX graph's name.

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from reprogram.sources.base import Source, TokenCodec
+from reprogram.sources.base import Source
+from reprogram.sources.codecs import TokenCodec
 from reprogram.sources.layers import layers_of, prompted
 
 UNBOUNDED = 100_000  # tokenizers without a limit report a number near 1e30

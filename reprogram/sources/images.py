@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from reprogram.sources.base import Batch, Record, Source, shorten
+from reprogram.sources.base import Source
+from reprogram.sources.codecs import Batch, Record, shorten
 
 
 def as_image(value: Any, row: int, channels: int = 3) -> Tensor:
@@ -26,7 +28,7 @@ def as_image(value: Any, row: int, channels: int = 3) -> Tensor:
     Raises: ValueError or TypeError, one sentence with the row, for what is no such image.
     """
     if isinstance(value, str | os.PathLike):
-        value = opened(value, row)
+        value, _ = opened(value, row)
     if hasattr(value, "convert"):  # PIL
         value = np.asarray(value.convert("L" if channels == 1 else "RGB"))
     if not isinstance(value, np.ndarray | Tensor):
@@ -43,16 +45,18 @@ def as_image(value: Any, row: int, channels: int = 3) -> Tensor:
     return matched(in_unit_range(planes, row), channels)
 
 
-def opened(path: str | os.PathLike[str], row: int) -> Any:
-    """The picture in a file."""
+def opened(path: str | os.PathLike[str], row: int) -> tuple[Any, bytes]:
+    """The picture in a file, and the bytes it was read from."""
     from PIL import Image, UnidentifiedImageError
 
     try:
-        with Image.open(path) as picture:
+        content = Path(path).read_bytes()
+        with Image.open(BytesIO(content)) as picture:
             picture.load()
-            return picture
-    except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
-        raise ValueError(f"expected a readable image in row {row}, got {shorten(str(path))} ({error})") from error
+            return picture, content
+    except (OSError, Image.DecompressionBombError) as error:
+        why = "no picture is in it" if isinstance(error, UnidentifiedImageError) else error
+        raise ValueError(f"expected a readable image in row {row}, got {shorten(str(path))} ({why})") from error
 
 
 def in_unit_range(planes: Tensor, row: int) -> Tensor:

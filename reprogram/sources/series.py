@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from reprogram.sources.base import Batch, Record, Source, shorten
+from reprogram.sources.base import Source
+from reprogram.sources.codecs import Batch, Record, shorten
 
 WINDOW = 1024
 EPS, PADDING = 1e-3, (31, 32)

@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 
-from reprogram.sources.base import Source, TokenCodec
+from reprogram.sources.base import Source
+from reprogram.sources.codecs import TokenCodec
 from reprogram.sources.hub import MeanPooled, quiet
 
 # Atom-wise SMILES tokens; the last branch keeps whatever else there is, so that nothing is dropped in silence.

@@ -1,0 +1,92 @@
+"""The options of the command line: what each is called and means, and how they are read from a file."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from reprogram.errors import DataError
+
+CONFIGS = Path(__file__).parent / "configs"
+DEBUG = "reprogram.debug"
+
+
+def read_config(ctx: typer.Context, value: str | None) -> str | None:
+    """Options from a YAML file, or from a bundled one by name; flags given on the command line win."""
+    if value is None:
+        return None
+    from reprogram.config import read_yaml
+
+    bundled = CONFIGS / f"{value}.yaml"
+    given = read_yaml(bundled if bundled.is_file() and not Path(value).exists() else value)
+    options = {
+        opt.lstrip("-"): p for p in ctx.command.params for opt in p.opts if p.name not in ("config", "debug", "help")
+    }
+    unknown = sorted(str(key) for key in given if str(key).replace("_", "-") not in options)
+    if unknown:
+        raise DataError(f"expected config keys among {', '.join(options)}, got unknown {', '.join(unknown)} in {value}")
+    found = {}
+    for key, item in given.items():
+        option = options[str(key).replace("_", "-")]
+        # a spec such as {_target_: ...} travels as JSON text; one target is a list of one
+        text = json.dumps(item) if isinstance(item, dict) else item
+        found[option.name] = [text] if getattr(option, "multiple", False) and not isinstance(item, list) else text
+    ctx.default_map = {**(ctx.default_map or {}), **{k: v for k, v in found.items() if v is not None}}
+    return value
+
+
+def remember_debug(ctx: typer.Context, value: bool) -> bool:
+    ctx.meta[DEBUG] = value
+    return value
+
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout and nothing else.")]
+Debug = Annotated[bool, typer.Option("--debug", is_eager=True, callback=remember_debug, help="Show tracebacks.")]
+Config = Annotated[
+    str | None,
+    typer.Option(is_eager=True, callback=read_config, help="YAML file whose keys are these options; flags win."),
+]
+Input = Annotated[str | None, typer.Option("--input", "--smiles", help="Column of SMILES, sequences, texts or files.")]
+Target = Annotated[list[str] | None, typer.Option(help="Column of labels; several make a multilabel task.")]
+Data = Annotated[
+    str,
+    typer.Option(
+        help="A bundled task (see `reprogram tasks`), a CSV, TSV, Parquet, SDF or .ts file, or a folder of images."
+    ),
+]
+Seed = Annotated[int, typer.Option(help="Seed of everything drawn at random.", min=0)]
+Folder = Annotated[str, typer.Argument(help="Folder of a trained model.")]
+ModelFolder = Annotated[str, typer.Option(help="Folder for the model, report and figures.")]
+TableFile = Annotated[str, typer.Option(help="CSV or TSV file for the predictions.")]
+Quick = Annotated[bool, typer.Option(help="A small version in well under a minute.")]
+Modality = Annotated[
+    str | None,
+    typer.Option(
+        help="molecules, peptides, reactions, texts, images, series or tables; by default what the data looks like."
+    ),
+]
+Source = Annotated[
+    str, typer.Option(help="A name of `reprogram sources`, several joined by +, a folder, a hub id, or auto.")
+]
+Program = Annotated[
+    str, typer.Option(help="auto, none, a name such as delta, free, prompt, full, mask, series, or a spec.")
+]
+Mapping = Annotated[str, typer.Option(help="auto, gp, linear, ridge, a label map such as iterative, or a spec.")]
+TrainSize = Annotated[int | None, typer.Option(help="Train on this many labels only.")]
+Split = Annotated[str | None, typer.Option(help="scaffold, random, or a column of train, validation, test.")]
+Kind = Annotated[str | None, typer.Option(help="regression, classification or multilabel.")]
+Positive = Annotated[str | None, typer.Option(help="Name of the class that is class 1.")]
+Units = Annotated[str, typer.Option(help="Units of the target, for tables and figures.")]
+LargestFragment = Annotated[bool, typer.Option(help="Drop counter-ions and solvents.")]
+Neutralise = Annotated[bool, typer.Option(help="Remove charges where hydrogens can.")]
+Epochs = Annotated[int | None, typer.Option(help="Passes over the training rows.", min=0)]
+Budget = Annotated[
+    int | None,
+    typer.Option(
+        help="Try so many combinations of source, program, map and rate on validation rows, train the best.", min=1
+    ),
+]
+Beside = Annotated[str, typer.Option(help="Baselines and controls beside it: none, fast or all.")]
