@@ -13,6 +13,7 @@ from typer.core import TyperGroup
 from tasks import options
 
 if TYPE_CHECKING:
+    from tasks.molecules.optimisation_result import OptimisationResult
     from tasks.report import Report
     from tasks.runs import Run
     from tasks.task import ReadReport
@@ -149,6 +150,69 @@ def evaluate(
     report = evaluate_file(folder, data, input=input, target=target or (), seed=seed)
     left_out = f"{report.data['dropped']} of {report.data['read']} rows left out" if report.data["dropped"] else ""
     show(report, as_json, {"folder": folder}, [left_out] if left_out else [])
+
+
+@app.command()
+def optimize(
+    starts: options.Starts,
+    objective: options.Objective = None,
+    similarity: options.Similarity = 0.4,
+    budget: options.Budget = 500,
+    out: options.SearchFolder = "runs/optimised",
+    input: options.Input = None,
+    within: options.Within = None,
+    keep: options.Keep = None,
+    forbid: options.Forbid = None,
+    alerts: options.AlertsOption = False,
+    prefer: options.Prefer = None,
+    method: options.Method = "guided",
+    space: options.SpaceOption = "annalog",
+    goal: options.Goal = None,
+    proposals: options.Proposals = None,
+    timeout: options.Timeout = None,
+    largest_fragment: options.LargestFragment = False,
+    neutralise: options.Neutralise = False,
+    seed: options.Seed = 0,
+    config: options.Config = None,
+    as_json: options.Json = False,
+    debug: options.Debug = False,
+) -> None:
+    """Find better molecules near those of a file with few calls of an oracle; run again to resume a killed run."""
+    from tasks.molecules.optimise_file import optimize_file
+
+    cleaning = {"largest_fragment": largest_fragment, "neutralise": neutralise}
+    result = optimize_file(
+        starts, objective or ["qed"], out, input=input, similarity=similarity or None, within=within or (),
+        keep=keep or (), forbid=forbid or (), alerts=alerts, prefer=prefer, timeout=timeout,
+        cleaning={name: True for name, on in cleaning.items() if on}, method=method, space=space, goal=goal,
+        proposals=proposals, budget=budget, seed=seed,
+    )  # fmt: skip
+    if result.main:
+        show_molecules(result, out, as_json)
+
+
+def show_molecules(result: OptimisationResult, out: str, as_json: bool) -> None:
+    """The best molecule of every search as JSON or as a table, with what it cost."""
+    frame = result.frame()
+    if as_json:
+        rows = json.loads(frame.to_json(orient="records"))
+        return typer.echo(json.dumps({"folder": out, "ledger": result.ledger, "best": rows}, allow_nan=False))
+    heads = [
+        "start",
+        "smiles",
+        *(f"{when}{name}" for name in result.names for when in ("start_", "")),
+        "similarity",
+        "calls",
+    ]
+    cells = [
+        [f"{row[h]:.3f}" if isinstance(row[h], float) else str(row[h]) for h in heads]
+        for row in frame.to_dict("records")
+    ]
+    print_table(f"{', '.join(result.names)}: best of {len(result.runs)} searches", heads, cells)
+    for run in result.runs:
+        if run.note or not run.ranked:
+            typer.echo(f"{run.starts[0][:60]}: {run.note or 'no feasible molecule found'} ({run.reason})")
+    typer.echo(f"{result.ledger['queries']:g} molecules asked for; all of them, drawings and provenance in {out}/")
 
 
 @app.command()

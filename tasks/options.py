@@ -90,3 +90,31 @@ Budget = Annotated[
     ),
 ]
 Beside = Annotated[str, typer.Option(help="Baselines and controls beside it: none, fast or all.")]
+
+Starts = Annotated[str, typer.Option(help="CSV, TSV, Parquet or SDF file of molecules to begin with.")]
+Objective = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="qed, plogp, sa, logp, … (min: before it to minimise), a GuacaMol objective, a trained model's folder, or "
+        "command:… that reads SMILES and writes numbers; several make a multi-objective search. Default qed."
+    ),
+]
+Similarity = Annotated[
+    float, typer.Option(help="Least Tanimoto similarity to the start; 0 to grow one population out of all starts.")
+]
+Budget = Annotated[int, typer.Option(help="Molecules the oracle may be asked for in all, the starts included.", min=1)]
+Within = Annotated[list[str] | None, typer.Option(help="property:low:high, such as logp:1:4 or weight::500.")]
+Keep = Annotated[list[str] | None, typer.Option(help="SMARTS that must stay.")]
+Forbid = Annotated[list[str] | None, typer.Option(help="SMARTS that must not appear.")]
+AlertsOption = Annotated[bool, typer.Option("--alerts", help="No PAINS or Brenk alert that the start does not have.")]
+Prefer = Annotated[
+    str | None, typer.Option(help="Of several objectives: weighted:1,0.5, lexicographic:0.9,-3 (goals) or pareto.")
+]
+Method = Annotated[str, typer.Option(help="guided, evolution, graph-ga, sampling, qmo, cma-es or latent-evolution.")]
+Goal = Annotated[float | None, typer.Option(help="End a search when this is reached.")]
+Proposals = Annotated[
+    int | None, typer.Option(help="Molecules that may be written in all; ten times the budget by default.", min=1)
+]
+SearchFolder = Annotated[str, typer.Option("--out", help="Folder for the ledger, the searches and their results.")]
+SpaceOption = Annotated[str, typer.Option("--space", help="annalog, or the folder of a sequence-to-sequence model.")]
+Timeout = Annotated[float | None, typer.Option(help="Seconds a call of the oracle may take.")]

@@ -21,7 +21,7 @@ from reprogram.sources.ledger import Ledger
 from tasks.molecules.constraints import Alerts, Range, Similarity, Substructure
 from tasks.molecules.latent import AnnalogSpace, PairSpace, entry, space
 from tasks.molecules.molecule import parsed, start
-from tasks.molecules.objective import Objective, lexicographic, pareto, weighted
+from tasks.molecules.objective import Lexicographic, Objective, Pareto, Weighted
 from tasks.molecules.optimisers import METHODS, QMO, Guided, LatentCMA
 from tasks.molecules.optimize import optimize
 from tasks.molecules.oracles import Oracle, oracle
@@ -114,7 +114,7 @@ def test_a_goal_ends_the_search(annalog):
 
 
 def test_two_objectives_and_their_front(annalog):
-    result = optimize([PARACETAMOL], ["qed", "min:sa"], (), budget=40, prefer=pareto, space=annalog, progress=False)
+    result = optimize([PARACETAMOL], ["qed", "min:sa"], (), budget=40, prefer=Pareto(), space=annalog, progress=False)
     calls, front = result.calls(), result.front()
     better = (calls[["qed"]].to_numpy() >= front["qed"].to_numpy()) & (
         calls[["sa"]].to_numpy() <= front["sa"].to_numpy()
@@ -198,11 +198,11 @@ def test_published_objectives():
 def test_preferences(seed):
     rng = np.random.default_rng(seed)
     values = rng.integers(0, 5, size=(40, 3)).astype(float)
-    worth = pareto(values)
+    worth = Pareto()(values)
     dominates = (values[:, None] >= values[None]).all(2) & (values[:, None] > values[None]).any(2)
     assert (worth[:, None] - worth[None])[dominates].min() > 0  # brute force: who dominates is worth more
-    assert np.allclose(weighted([1, 2, 0])(values), values[:, 0] + 2 * values[:, 1])
-    ranks = lexicographic([3, 3, 3])(values)
+    assert np.allclose(Weighted((1, 2, 0))(values), values[:, 0] + 2 * values[:, 1])
+    ranks = Lexicographic((3, 3, 3))(values)
     first = np.minimum(values[:, 0], 3)
     assert (ranks[:, None] > ranks[None])[first[:, None] > first[None]].all()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,41 +17,50 @@ from tasks.molecules.oracles import oracle
 Preference = Callable[[np.ndarray], np.ndarray]
 
 
-def weighted(weights: Sequence[float]) -> Preference:
+@dataclass(frozen=True)
+class Weighted:
     """Sum of the values, each times its weight."""
-    return lambda values: values @ np.asarray(weights, dtype=float)
+
+    weights: tuple[float, ...]
+
+    def __call__(self, values: np.ndarray) -> np.ndarray:
+        return values @ np.asarray(self.weights, dtype=float)
 
 
-def lexicographic(goals: Sequence[float]) -> Preference:
-    """The first value up to its goal comes first, then the second, and so on; what exceeds all goals counts last.
+@dataclass(frozen=True)
+class Lexicographic:
+    """The first value up to its goal comes first, then the second up to its own, and so on; then what exceeds the goals.
 
-    A goal reached is worth 1; the next value counts only then.
+    Goals are signed like the values: larger is better. A goal reached is worth 1, and the next value counts only then.
     """
-    marks = np.asarray(goals, dtype=float)
 
-    def fitness(values: np.ndarray) -> np.ndarray:
-        reached = np.cumprod(values >= marks, axis=1)
-        open_ = np.concatenate([np.ones((len(values), 1)), reached[:, :-1]], axis=1)
-        lacking = np.where(values >= marks, 1.0, 1.0 / (1.0 + np.maximum(marks - values, 0.0)))
-        surplus = np.tanh(np.maximum(values - marks, 0.0)).mean(1) * reached[:, -1]
-        return (open_ * lacking).sum(1) + surplus
+    goals: tuple[float, ...]
 
-    return fitness
+    def __call__(self, values: np.ndarray) -> np.ndarray:
+        goals = np.asarray(self.goals, dtype=float)
+        reached = np.cumprod(values >= goals, axis=1)
+        counts = np.concatenate([np.ones((len(values), 1)), reached[:, :-1]], axis=1)
+        share = np.where(values >= goals, 1.0, 1.0 / (1.0 + np.maximum(goals - values, 0.0)))
+        surplus = np.tanh(np.maximum(values - goals, 0.0)).mean(1) * reached[:, -1]
+        return (counts * share).sum(1) + surplus
 
 
-def pareto(values: np.ndarray) -> np.ndarray:
+@dataclass(frozen=True)
+class Pareto:
     """Minus the rank by non-dominated sorting, ties by crowding distance: NSGA-II's order.
 
     Reference: Deb et al., "A fast and elitist multiobjective genetic algorithm: NSGA-II", IEEE TEVC 2002.
     """
-    from moocore import pareto_rank
 
-    ranks = pareto_rank(values, maximise=True).astype(float)
-    room = np.zeros(len(values))
-    for rank in np.unique(ranks):
-        front = np.flatnonzero(ranks == rank)
-        room[front] = crowding(values[front])
-    return -ranks + room / (1 + room)  # a distance below infinity never outweighs a rank
+    def __call__(self, values: np.ndarray) -> np.ndarray:
+        from moocore import pareto_rank
+
+        ranks = pareto_rank(values, maximise=True).astype(float)
+        room = np.zeros(len(values))
+        for rank in np.unique(ranks):
+            front = np.flatnonzero(ranks == rank)
+            room[front] = crowding(values[front])
+        return -ranks + room / (1 + room)  # a distance below infinity never outweighs a rank
 
 
 def crowding(front: np.ndarray) -> np.ndarray:
@@ -84,7 +94,7 @@ class Objective:
         if not self.oracles or len(set(self.names)) < len(self.names):
             raise DataError(f"expected one or more objectives of different names, got {self.names}")
         self.sign = np.array([1.0 if one.maximise else -1.0 for one in self.oracles])
-        self.prefer = prefer or weighted([1.0] * len(self.oracles))
+        self.prefer = prefer or Weighted((1.0,) * len(self.oracles))
         self.ledger = Ledger() if ledger is None else ledger
         self.retries, self.wait = retries, wait
 

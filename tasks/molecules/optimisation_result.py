@@ -64,6 +64,7 @@ class OptimisationResult:
     maximise: tuple[bool, ...]
     config: dict[str, Any]
     ledger: dict[str, float]
+    main: bool = True  # whether this process is the one that shows and writes results
 
     def frame(self, *, top: int = 1) -> pd.DataFrame:
         """The `top` molecules of every search, one row each, beside the start that each is most like."""

@@ -42,7 +42,7 @@ def optimize(
             counts when it is valid, feasible and new to its search.
         space: "annalog", a sequence-to-sequence model's folder or hub id, or a pair (encode, decode) of functions.
         method: a name of `tasks.molecules.optimisers.METHODS`, or an optimiser.
-        prefer: what several objectives are worth together: `weighted`, `lexicographic` or `pareto`; their sum by default.
+        prefer: what several objectives are worth together: `Weighted`, `Lexicographic` or `Pareto`; their sum by default.
         goal: a start's search ends when this fitness is reached.
         proposals: molecules a method may write in all, valid or not; ten times the budget by default.
         together: whether the starts are one population; by default they are unless a constraint compares with the start.
@@ -64,16 +64,16 @@ def optimize(
     place = latent.space(space)
     config = {
         "starts": [molecule.smiles for molecule in molecules], "objectives": target.names,
-        "constraints": [repr(one) for one in constraints], "budget": budget, "proposals": plan.limits.proposals,
+        "prefer": repr(target.prefer), "constraints": [repr(one) for one in constraints], "budget": budget, "proposals": plan.limits.proposals,
         "goal": goal, "method": repr(ways), "space": place.name, "seed": seed, "together": len(plan.groups) == 1,
     }  # fmt: skip
     store = Store(folder, config)
     runs = searched(plan, target, ways, place, seed, store, progress)
     result = OptimisationResult(
         tuple(runs), tuple(target.names), tuple(bool(one.maximise) for one in target.oracles), config,
-        target.ledger.summary(),
+        target.ledger.summary(), main_process(),
     )  # fmt: skip
-    if folder is not None and main_process():
+    if folder is not None and result.main:
         result.save(folder)
     return result
 
