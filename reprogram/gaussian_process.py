@@ -15,6 +15,17 @@ LABEL_NOISE = 0.3  # of the variance of ±1 labels at least: 8 % errors; else a 
 TUNING_ROWS = 400  # evidence costs the cube of the rows, and a few hundred settle half a dozen numbers
 
 
+def block_by_block(kernels: tuple[str, ...] | tuple[tuple[str, ...], ...], count: int) -> tuple[tuple[str, ...], ...]:
+    """The kernels of each of `count` blocks; one tuple of names is for all of them."""
+    own = (kernels,) * count if all(isinstance(name, str) for name in kernels) else kernels
+    found = tuple(tuple(names) for names in own)
+    if len(found) != count:
+        raise ValueError(f"expected kernels for {count} blocks, got {len(found)}; give one tuple of names for all")
+    if any("tanimoto" in names and len(names) > 1 for names in found):
+        raise ValueError(f"expected the tanimoto kernel alone in its block, got {kernels}; stack two maps instead")
+    return found
+
+
 @configurable
 class GaussianProcess(nn.Module):
     r"""Gaussian-process readout: $f(x) = m + s\,k(x, X)\,(k(X, X) + \sigma^2 I)^{-1} y$ with hyper-parameters by evidence.
@@ -22,7 +33,8 @@ class GaussianProcess(nn.Module):
     The kernel is a sum over feature blocks (`columns`) and over `kernels`, each with its own amplitude and length scale:
     one block per source lets the evidence weigh the sources. `evidence` is the training loss of the program (the map
     is integrated out, so a few labels cannot be memorised by it); `refit` conditions on the training rows.
-    The Tanimoto kernel compares counts, cut at 255. Classes and labels are regressed as ±1 and calibrated on
+    `kernels` may also be given block by block, as a tuple of tuples. The Tanimoto kernel compares counts, cut at 255, and
+    stands alone in its block. Classes and labels are regressed as ±1 and calibrated on
     leave-one-out scores (least-squares classification, Rasmussen & Williams 2006, section 6.5); `kernels` are by default
     linear and Matérn for values, Matérn for classes. Above `landmarks` rows it is the subset of regressors.
 
@@ -38,21 +50,21 @@ class GaussianProcess(nn.Module):
         outputs: int = 1,
         *,
         kind: Kind = "regression",
-        kernels: tuple[str, ...] | None = None,
+        kernels: tuple[str, ...] | tuple[tuple[str, ...], ...] | None = None,
         columns: Columns = None,
         landmarks: int = 400,
         tune: bool = True,
     ):
         super().__init__()
         kernels = kernels or (("linear", "matern") if kind == "regression" else ("matern",))
-        self.kind, self.outputs, self.kernels, self.landmarks = kind, outputs, tuple(kernels), landmarks
-        self.tune = tune
+        self.kind, self.outputs, self.landmarks, self.tune = kind, outputs, landmarks, tune
         self.columns = blocks(columns, width)
-        self.raw = self.kernels == ("tanimoto",)  # counts are compared as they are
-        if "tanimoto" in self.kernels and not self.raw:
-            raise ValueError(f"expected the tanimoto kernel alone, got {self.kernels}; stack two maps instead")
-        width = sum(stop - start for start, stop in self.columns)
-        terms = len(self.columns) * len(self.kernels)
+        self.kernels = block_by_block(kernels, len(self.columns))
+        sizes = [stop - start for start, stop in self.columns]
+        counted = [names == ("tanimoto",) for names in self.kernels]
+        # counts are compared as they are
+        self.register_buffer("raw", torch.repeat_interleave(torch.tensor(counted), torch.tensor(sizes)), persistent=False)
+        width, terms = sum(sizes), sum(map(len, self.kernels))
         self.log_amplitude = nn.Parameter(torch.full((terms,), -1.0))
         self.log_length = nn.Parameter(torch.zeros(terms))
         self.log_noise = nn.Parameter(torch.tensor(-2.0))
@@ -60,7 +72,7 @@ class GaussianProcess(nn.Module):
         for name in ("center", "scale", "slope", "offset"):
             self.register_buffer(name, torch.zeros(outputs) if name in ("center", "offset") else torch.ones(outputs))
         # the rows that a prediction is a kernel expansion over, small enough to travel: rounded before they are fitted
-        self.register_buffer("support", torch.zeros(0, width, dtype=torch.uint8 if self.raw else torch.float16))
+        self.register_buffer("support", torch.zeros(0, width, dtype=torch.uint8 if all(counted) else torch.float16))
         self.register_buffer("dual", torch.zeros(0, outputs, dtype=torch.float64))
 
     # saved artefacts hold as many support rows as were fitted: take the shape that comes
@@ -73,17 +85,17 @@ class GaussianProcess(nn.Module):
     def select(self, features: Tensor) -> Tensor:
         """The map's own columns, standardised (n, D), float64."""
         own = select(features, self.columns)
-        return own.double().clamp(0, 255) if self.raw else self.scaler(own).double()
+        return torch.where(self.raw, own.clamp(0, 255), self.scaler(own)).double()
 
     def kernel(self, a: Tensor, b: Tensor) -> Tensor:
         """Sum kernel between selected features (n, D) and (m, D) -> (n, m), float64."""
-        total, start = 0.0, 0
+        total, start, term = 0.0, 0, 0
         amplitude, length = self.log_amplitude.double().exp(), self.log_length.double().exp()
-        for block, (first, last) in enumerate(self.columns):
+        for (first, last), names in zip(self.columns, self.kernels, strict=True):
             stop = start + last - first
-            for k, name in enumerate(self.kernels):
-                term = block * len(self.kernels) + k
+            for name in names:
                 total = total + amplitude[term] * KERNELS[name](a[:, start:stop], b[:, start:stop], length[term])
+                term += 1
             start = stop
         return total
 
@@ -100,7 +112,8 @@ class GaussianProcess(nn.Module):
         return (y.double() - self.center) / self.scale
 
     def prepare(self, features: Tensor, y: Tensor) -> None:
-        if self.raw and not torch.equal(own := select(features, self.columns), own.round().clamp_min(0)):
+        counts = select(features, self.columns)[:, self.raw]
+        if not torch.equal(counts, counts.round().clamp_min(0)):
             raise DataError("expected counts for the tanimoto kernel, got other numbers; use kernels=('matern',)")
         self.scaler.fit(select(features, self.columns))
         self.center.zero_()

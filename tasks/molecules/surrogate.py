@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,17 +14,33 @@ from tasks.molecules.molecule import BITS, Molecule, morgan
 from tasks.molecules.objective import Objective
 from tasks.molecules.search import Search
 
+DESCRIPTORS = 15
 GROWTH = 1.3  # hyper-parameters are tuned again when there are so many times as many rows
 
 
-def counts(molecules: Sequence[Molecule]) -> Tensor:
-    """Morgan counts (n, 2048)."""
-    rows = [morgan().GetCountFingerprintAsNumPy(molecule.mol) for molecule in molecules]
-    return torch.from_numpy(np.stack(rows).astype(np.float32)) if rows else torch.zeros(0, BITS)
+def described(mol: Any) -> list[float]:
+    """Size, polarity, shape: fifteen numbers that cost 0.2 ms."""
+    from rdkit.Chem import Crippen, GraphDescriptors, rdMolDescriptors as of  # noqa: I001 - one family
+
+    return [
+        mol.GetNumHeavyAtoms(), of.CalcExactMolWt(mol), Crippen.MolLogP(mol), Crippen.MolMR(mol), of.CalcTPSA(mol),
+        of.CalcNumHBD(mol), of.CalcNumHBA(mol), of.CalcNumRotatableBonds(mol), of.CalcNumRings(mol),
+        of.CalcNumAromaticRings(mol), of.CalcNumAliphaticRings(mol), of.CalcNumHeteroatoms(mol),
+        of.CalcFractionCSP3(mol), of.CalcNumSpiroAtoms(mol) + of.CalcNumBridgeheadAtoms(mol),
+        GraphDescriptors.BalabanJ(mol),
+    ]  # fmt: skip
+
+
+def features(molecules: Sequence[Molecule]) -> Tensor:
+    """Descriptors and Morgan counts side by side (n, 15 + 2048)."""
+    rows = [
+        np.concatenate([described(m.mol), morgan().GetCountFingerprintAsNumPy(m.mol).astype(float)]) for m in molecules
+    ]
+    return torch.from_numpy(np.stack(rows).astype(np.float32)) if rows else torch.zeros(0, DESCRIPTORS + BITS)
 
 
 class Surrogate:
-    """A Gaussian process per value of the objective, Tanimoto kernel on Morgan counts.
+    """A Gaussian process per value of the objective: Matérn kernel on descriptors plus Tanimoto kernel on Morgan counts.
 
     `draw` gives values from the joint posterior of a pool: ranking by them is Thompson sampling, for any preference
     between several objectives. Reference: Thompson, Biometrika 1933; Ralaivola et al., Neural Networks 2005 (kernel).
@@ -33,15 +50,19 @@ class Surrogate:
 
     def __init__(self, objective: Objective):
         self.objective = objective
-        self.models = [GaussianProcess(BITS, kernels=("tanimoto",)) for _ in objective.oracles]
+        columns = ((0, DESCRIPTORS), (DESCRIPTORS, DESCRIPTORS + BITS))
+        self.models = [
+            GaussianProcess(DESCRIPTORS + BITS, columns=columns, kernels=(("matern",), ("tanimoto",)))
+            for _ in objective.oracles
+        ]
         self.tuned = 0
         self.features: dict[str, Tensor] = {}
 
     def encoded(self, search: Search, names: Sequence[str]) -> Tensor:
-        """Counts of molecules the search knows, each made once."""
+        """Features of molecules the search knows, each made once."""
         new = [name for name in dict.fromkeys(names) if name not in self.features]
         molecules = [search.known[name].molecule for name in new]
-        rows = counts([molecule for molecule in molecules if molecule is not None])
+        rows = features([molecule for molecule in molecules if molecule is not None])
         self.features |= dict(zip(new, rows, strict=True))
         return torch.stack([self.features[name] for name in names])
 
@@ -50,25 +71,25 @@ class Surrogate:
         rows = [call for call in search.calls if np.isfinite(call.values).all()]
         if len(rows) < self.least:
             return False
-        features = self.encoded(search, [call.smiles for call in rows])
+        inputs = self.encoded(search, [call.smiles for call in rows])
         values = torch.tensor([call.values for call in rows], dtype=torch.float64)
         tune = len(rows) >= GROWTH * self.tuned
         self.tuned = len(rows) if tune else self.tuned
         for model, column in zip(self.models, values.T, strict=True):
             model.tune = tune
-            model.prepare(features, column[:, None])
-            model.refit(features, column[:, None])
+            model.prepare(inputs, column[:, None])
+            model.refit(inputs, column[:, None])
         return True
 
     @torch.no_grad()
     def draw(self, search: Search, names: Sequence[str], generator: torch.Generator) -> np.ndarray:
         """Values (n, k) of the molecules, one draw from the joint posterior."""
-        features = self.encoded(search, names)
+        inputs = self.encoded(search, names)
         columns = []
         for model in self.models:
-            covariance = model.covariance(features)
+            covariance = model.covariance(inputs)
             vectors = torch.linalg.eigh(covariance + 1e-9 * torch.eye(len(names), dtype=torch.float64))
             root = vectors.eigenvectors * vectors.eigenvalues.clamp_min(0).sqrt()
             noise = torch.randn(len(names), dtype=torch.float64, generator=generator)
-            columns.append(model(features)[:, 0] + model.scale * (root @ noise))
+            columns.append(model(inputs)[:, 0] + model.scale * (root @ noise))
         return torch.stack(columns, 1).double().numpy()
