@@ -63,7 +63,9 @@ class GaussianProcess(nn.Module):
         sizes = [stop - start for start, stop in self.columns]
         counted = [names == ("tanimoto",) for names in self.kernels]
         # counts are compared as they are
-        self.register_buffer("raw", torch.repeat_interleave(torch.tensor(counted), torch.tensor(sizes)), persistent=False)
+        self.register_buffer(
+            "raw", torch.repeat_interleave(torch.tensor(counted), torch.tensor(sizes)), persistent=False
+        )
         width, terms = sum(sizes), sum(map(len, self.kernels))
         self.log_amplitude = nn.Parameter(torch.full((terms,), -1.0))
         self.log_length = nn.Parameter(torch.zeros(terms))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -10,11 +11,10 @@ import torch
 from torch import Tensor
 
 from reprogram.gaussian_process import GaussianProcess
-from tasks.molecules.molecule import BITS, Molecule, morgan
+from tasks.molecules.molecule import BITS, morgan
 from tasks.molecules.objective import Objective
 from tasks.molecules.search import Search
 
-DESCRIPTORS = 15
 GROWTH = 1.3  # hyper-parameters are tuned again when there are so many times as many rows
 
 
@@ -31,16 +31,20 @@ def described(mol: Any) -> list[float]:
     ]  # fmt: skip
 
 
-def features(molecules: Sequence[Molecule]) -> Tensor:
-    """Descriptors and Morgan counts side by side (n, 15 + 2048)."""
-    rows = [
-        np.concatenate([described(m.mol), morgan().GetCountFingerprintAsNumPy(m.mol).astype(float)]) for m in molecules
-    ]
-    return torch.from_numpy(np.stack(rows).astype(np.float32)) if rows else torch.zeros(0, DESCRIPTORS + BITS)
+def counts(mol: Any) -> np.ndarray:
+    """Morgan counts."""
+    return morgan().GetCountFingerprintAsNumPy(mol)
+
+
+# what a molecule is described by: how many numbers, how they are made, and by which kernel they are compared
+FEATURES: dict[str, tuple[int, Callable[[Any], Any], str]] = {
+    "descriptors": (15, described, "matern"),
+    "morgan": (BITS, counts, "tanimoto"),
+}
 
 
 class Surrogate:
-    """A Gaussian process per value of the objective: Matérn kernel on descriptors plus Tanimoto kernel on Morgan counts.
+    """A Gaussian process per value of the objective, a sum of kernels over `kinds` of `FEATURES`.
 
     `draw` gives values from the joint posterior of a pool: ranking by them is Thompson sampling, for any preference
     between several objectives. Reference: Thompson, Biometrika 1933; Ralaivola et al., Neural Networks 2005 (kernel).
@@ -48,22 +52,22 @@ class Surrogate:
 
     least = 10  # rows below which everything is as good as anything
 
-    def __init__(self, objective: Objective):
-        self.objective = objective
-        columns = ((0, DESCRIPTORS), (DESCRIPTORS, DESCRIPTORS + BITS))
-        self.models = [
-            GaussianProcess(DESCRIPTORS + BITS, columns=columns, kernels=(("matern",), ("tanimoto",)))
-            for _ in objective.oracles
-        ]
+    def __init__(self, objective: Objective, kinds: Sequence[str] = tuple(FEATURES)):
+        self.objective, self.kinds = objective, kinds
+        stops = np.cumsum([FEATURES[kind][0] for kind in kinds]).tolist()
+        columns, kernels = tuple(pairwise([0, *stops])), tuple((FEATURES[kind][2],) for kind in kinds)
+        self.models = [GaussianProcess(stops[-1], columns=columns, kernels=kernels) for _ in objective.oracles]
         self.tuned = 0
         self.features: dict[str, Tensor] = {}
 
     def encoded(self, search: Search, names: Sequence[str]) -> Tensor:
-        """Features of molecules the search knows, each made once."""
-        new = [name for name in dict.fromkeys(names) if name not in self.features]
-        molecules = [search.known[name].molecule for name in new]
-        rows = features([molecule for molecule in molecules if molecule is not None])
-        self.features |= dict(zip(new, rows, strict=True))
+        """Features (n, S) of molecules the search knows, each made once."""
+        for name in names:
+            if name not in self.features:
+                molecule = search.known[name].molecule
+                assert molecule is not None
+                row = np.concatenate([FEATURES[kind][1](molecule.mol) for kind in self.kinds])
+                self.features[name] = torch.from_numpy(row.astype(np.float32))
         return torch.stack([self.features[name] for name in names])
 
     def fit(self, search: Search) -> bool:

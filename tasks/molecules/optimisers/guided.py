@@ -78,15 +78,17 @@ class Guided:
     asked: int = 10
     temperature: float = 1.0
     noise: tuple[float, float] = (0.6, 1.1)
+    features: tuple[str, ...] = ("descriptors", "morgan")
     name = "guided"
     latent = False
 
     def __call__(self, search: Search, space: Space, draws: Draws) -> None:
         ways = writers(space, draws, temperature=self.temperature, noise=self.noise)
-        bandit, model = Bandit(list(ways)), Surrogate(search.objective)
+        bandit, model = Bandit(list(ways)), Surrogate(search.objective, self.features)
         while True:
             best = parents(search, self.parents)
-            near = {"graph": best, "sample": (read := readable(space, best)), "noise": read}
+            read = readable(space, best)
+            near = {way: best if way == "graph" else read for way in ways}
             usable = [way for way in ways if near[way]]
             calls, proposals = search.left
             spare = proposals / max(calls, 1)  # proposals for each call
