@@ -157,7 +157,7 @@ def optimize(
     starts: options.Starts,
     objective: options.Objective = None,
     similarity: options.Similarity = 0.4,
-    budget: options.Budget = 500,
+    budget: options.Calls = 500,
     out: options.SearchFolder = "runs/optimised",
     input: options.Input = None,
     within: options.Within = None,

@@ -100,9 +100,14 @@ Objective = Annotated[
     ),
 ]
 Similarity = Annotated[
-    float, typer.Option(help="Least Tanimoto similarity to the start; 0 to grow one population out of all starts.")
+    float,
+    typer.Option(
+        help="Least Tanimoto similarity to the start; 0 for none, then the starts are one population unless --alerts."
+    ),
 ]
-Budget = Annotated[int, typer.Option(help="Molecules the oracle may be asked for in all, the starts included.", min=1)]
+Calls = Annotated[
+    int, typer.Option("--budget", help="Molecules the oracle may be asked for in all, the starts included.", min=1)
+]
 Within = Annotated[list[str] | None, typer.Option(help="property:low:high, such as logp:1:4 or weight::500.")]
 Keep = Annotated[list[str] | None, typer.Option(help="SMARTS that must stay.")]
 Forbid = Annotated[list[str] | None, typer.Option(help="SMARTS that must not appear.")]

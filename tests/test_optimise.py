@@ -446,6 +446,16 @@ def test_the_command_line(tmp_path):
     assert "row" in call("optimize", "--starts", table).stderr
 
 
+def test_a_budget_means_what_its_command_spends():
+    from typer.main import get_command
+
+    from tasks.cli import app
+
+    commands = get_command(app).commands
+    said = {name: {p.name: p.help for p in commands[name].params}["budget"] for name in ("train", "optimize")}
+    assert "combinations" in said["train"] and "oracle may be asked" in said["optimize"]
+
+
 @pytest.mark.slow
 def test_two_processes_share_the_starts_and_the_ledger(tmp_path):
     table, found = tmp_path / "hits.csv", []
