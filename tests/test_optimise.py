@@ -25,10 +25,13 @@ from tasks.molecules.constraints import Alerts, Range, Similarity, Substructure
 from tasks.molecules.latent import AnnalogSpace, PairSpace, entry, space
 from tasks.molecules.molecule import parsed, start
 from tasks.molecules.objective import Lexicographic, Objective, Pareto, Weighted
+from tasks.molecules.optimisation_result import OptimisationResult, Run
 from tasks.molecules.optimisers import METHODS, QMO, Guided, LatentCMA
+from tasks.molecules.optimisers.latent import losses
 from tasks.molecules.optimize import optimize
 from tasks.molecules.oracles import Oracle, oracle
 from tasks.molecules.properties import PROPERTIES, guacamol, like
+from tasks.molecules.search import Call, Limits, Search
 
 IBUPROFEN, PARACETAMOL = "CC(C)Cc1ccc(C(C)C(=O)O)cc1", "CC(=O)Nc1ccc(O)cc1"
 SMALL = {name: method for name, method in METHODS.items() if name not in ("qmo", "cma-es")} | {
@@ -127,6 +130,58 @@ def test_two_objectives_and_their_front(annalog):
     )
     assert not (better & strictly).any()
     assert set(result.frame().columns) >= {"qed", "sa", "gain_qed", "start_sa"}
+
+
+def flaky(fails):
+    """Lengths; the calls of these numbers bring no answer."""
+    calls = []
+
+    def lengths(smiles):
+        calls.append(smiles)
+        if len(calls) in fails:
+            raise TimeoutError("busy")
+        return [float(len(one)) for one in smiles]
+
+    return lengths
+
+
+def test_a_search_that_the_budget_does_not_reach_ends_without_molecules(annalog):
+    options = {"space": annalog, "method": "graph-ga", "progress": False}
+    spent = Objective(["qed"], ledger=Ledger(budget=0))
+    result = optimize([PARACETAMOL], spent, budget=10, **options)
+    assert (result.runs[0].reason, len(result.frame())) == ("no budget left in the ledger", 0)
+    assert result.best_so_far().shape == (1, 0)
+    some = optimize(
+        [PARACETAMOL, IBUPROFEN, "CCO"], Objective(["qed"], ledger=Ledger(budget=2)), (), budget=10, **options
+    )
+    assert len(some.runs[0].calls) == 2
+    assert len(some.frame(top=2)) == 2
+
+
+def test_equals_are_on_the_front_together():
+    calls = tuple(
+        Call(i, 0, smiles, (1.0, value)) for i, (smiles, value) in enumerate([("CO", 2.0), ("CN", 2.0), ("C", 1.0)])
+    )
+    run = Run(("C",), calls, tuple((0.0, call.smiles) for call in calls), 0, "none", "")
+    result = OptimisationResult((run,), ("a", "b"), (True, True), {}, {})
+    assert result.front()["smiles"].tolist() == ["CO", "CN"]
+
+
+def test_an_infeasible_start_makes_no_difference_to_what_is_feasible():
+    search = Search([start("CCCCO", 0)], Objective(["plogp"]), (Range("heavy", high=4),), Limits(9, 9))
+    search.begin()
+    ethanol, hexanol, nothing = losses(search, search(["CCO", "CCCCCCO", "("]), 0.25).tolist()
+    begun, value = PROPERTIES["plogp"](Chem.MolFromSmiles("CCCCO")), PROPERTIES["plogp"](Chem.MolFromSmiles("CCO"))
+    assert ethanol == pytest.approx(-value)
+    assert [hexanol, nothing] == pytest.approx([0.25 - begun] * 2)
+    # the start dominates all and would rank before them
+    both = Search(
+        [start("CCCCO", 0)], Objective(["logp", "heavy"], prefer=Pareto()), (Range("heavy", high=4),), Limits(9, 9)
+    )
+    both.begin()
+    both(["CCO", "CCCO"])
+    assert both.fitness()[0] == -math.inf
+    assert both.fitness()[1:].tolist() == Pareto()(both.values()[1:]).tolist()
 
 
 def test_starts_together_are_one_population(annalog):

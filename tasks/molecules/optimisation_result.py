@@ -48,8 +48,9 @@ class Run:
         return cls(**dict(facts) | {"starts": tuple(facts["starts"]), "calls": calls, "ranked": ranked})
 
     def values(self, smiles: str) -> tuple[float, ...]:
-        """What the oracle said of a molecule."""
-        return next(call.values for call in self.calls if call.smiles == smiles)
+        """What the oracle said of a molecule; NaN for a start that the budget did not reach."""
+        unknown = (float("nan"),) * len(self.calls[0].values)
+        return next((call.values for call in self.calls if call.smiles == smiles), unknown)
 
 
 @dataclass(frozen=True)
@@ -114,11 +115,12 @@ class OptimisationResult:
             values = [sign * call.values[0] if call.smiles in fine else -np.inf for call in run.calls]
             best = np.maximum.accumulate(values)
             found[i, : len(best)] = np.where(np.isinf(best), np.nan, sign * best)
-            found[i, len(best) :] = found[i, len(best) - 1]
+            if len(best):
+                found[i, len(best) :] = found[i, len(best) - 1]
         return found
 
     def front(self) -> pd.DataFrame:
-        """The molecules that no other of their search beats in every objective."""
+        """The molecules that no other of their search dominates: as good in every objective and better in one."""
         import pandas as pd
         from moocore import is_nondominated
 
@@ -128,7 +130,7 @@ class OptimisationResult:
             rows = [call for call in run.calls if call.smiles in fine]
             if rows:
                 values = np.array([call.values for call in rows]) * np.where(self.maximise, -1.0, 1.0)
-                chosen = np.flatnonzero(is_nondominated(values))
+                chosen = np.flatnonzero(is_nondominated(values, keep_weakly=True))
                 kept += [
                     {"search": i, "smiles": rows[j].smiles} | dict(zip(self.names, rows[j].values, strict=True))
                     for j in chosen
@@ -183,7 +185,8 @@ class OptimisationResult:
         for line in lines:
             ax.plot(calls, line, color=GREY, linewidth=0.7, alpha=0.6)
         if len(lines) > 1:
-            ax.plot(calls, np.nanmedian(lines, axis=0), color=COLOURS[0], linewidth=2, label="median")
+            some = ~np.isnan(lines).all(axis=0)
+            ax.plot(calls[some], np.nanmedian(lines[:, some], axis=0), color=COLOURS[0], linewidth=2, label="median")
             ax.legend(frameon=False)
         ax.set_xlabel("oracle calls")
         ax.set_ylabel(f"best {self.names[0]} so far")

@@ -131,13 +131,20 @@ class Search:
     def reached(self) -> bool:
         if self.limits.goal == float("inf"):
             return False
-        return bool(max(self.fitness()) >= self.limits.goal)
+        return bool(max(self.fitness(), default=-np.inf) >= self.limits.goal)
+
+    def values(self) -> np.ndarray:
+        """What the oracles said (n, k), in the order of `calls`."""
+        found = [call.values for call in self.calls]
+        return np.array(found, dtype=np.float64).reshape(len(found), len(self.objective.names))
 
     def fitness(self) -> np.ndarray:
         """What every molecule sent is worth beside the others (n,), in the order of `calls`; infeasible starts last."""
-        worth = self.objective.fitness(np.array([call.values for call in self.calls]))
-        feasible = np.array([self.known[call.smiles].violation == 0 for call in self.calls])
-        return np.where(feasible, worth, -np.inf)
+        feasible = np.array([self.known[call.smiles].violation == 0 for call in self.calls], dtype=bool)
+        worth = np.full(len(feasible), -np.inf)
+        # an infeasible start must not push others down a Pareto rank
+        worth[feasible] = self.objective.fitness(self.values()[feasible])
+        return worth
 
     def ranked(self) -> list[tuple[float, str]]:
         """Fitness and SMILES of the feasible molecules sent so far, best first, earlier ones first among equals."""

@@ -111,7 +111,7 @@ class Guided:
         if len(origin) <= quota or not model.fit(search):
             return dict(list(origin.items())[:quota])
         names = list(origin)
-        measured = np.array([call.values for call in search.calls])
+        measured = search.values()
         drawn = model.draw(search, names, draws.torch)
         worth = search.objective.fitness(np.concatenate([measured, drawn]))[len(measured) :]
         return {names[i]: origin[names[i]] for i in np.argsort(-worth, kind="stable")[:quota]}

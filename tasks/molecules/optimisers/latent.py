@@ -53,10 +53,13 @@ class Evolution:
 def losses(search: Search, found: list[Known], weight: float) -> torch.Tensor:
     """QMO's loss of each proposal: minus its fitness plus `weight` times its violation.
 
-    What was not sent (no molecule, infeasible, or past the budget) takes the worst start's fitness.
+    What was not sent (no molecule, infeasible, or past the budget) takes the fitness of the worst start, which is that of
+    its values alone: a start may be infeasible, and then whatever is feasible has to look better, not worse.
     """
-    worth = dict(zip((call.smiles for call in search.calls), search.fitness(), strict=True))
-    worst = min((worth[m.smiles] for m in search.starts if np.isfinite(worth[m.smiles])), default=0.0)
+    fitness = search.objective.fitness(search.values())
+    worth = dict(zip((call.smiles for call in search.calls), fitness, strict=True))
+    begun = [worth.get(molecule.smiles, -np.inf) for molecule in search.starts]
+    worst = min((value for value in begun if np.isfinite(value)), default=0.0)
     values = []
     for known in found:
         own = worth.get(known.molecule.smiles, worst) if known.molecule else worst
