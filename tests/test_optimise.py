@@ -132,19 +132,6 @@ def test_two_objectives_and_their_front(annalog):
     assert set(result.frame().columns) >= {"qed", "sa", "gain_qed", "start_sa"}
 
 
-def flaky(fails):
-    """Lengths; the calls of these numbers bring no answer."""
-    calls = []
-
-    def lengths(smiles):
-        calls.append(smiles)
-        if len(calls) in fails:
-            raise TimeoutError("busy")
-        return [float(len(one)) for one in smiles]
-
-    return lengths
-
-
 def test_a_search_that_the_budget_does_not_reach_ends_without_molecules(annalog):
     options = {"space": annalog, "method": "graph-ga", "progress": False}
     spent = Objective(["qed"], ledger=Ledger(budget=0))
@@ -311,6 +298,33 @@ def test_the_ledger_counts_molecules_and_answers_twice_from_memory(tmp_path):
     assert other.ledger.hits == 2
     with pytest.raises(BudgetError, match="budget of 6"):
         other.evaluate(["CCCC", "CCCCC", "CCCCCC"])
+
+
+def test_what_was_answered_before_a_failure_is_kept():
+    asked = []
+
+    def dock(smiles):
+        asked.extend(smiles)
+        if len(asked) == 3:
+            raise RuntimeError("no licence")
+        return [float(len(one)) for one in smiles]
+
+    target = Objective([Oracle(dock, "dock", batch=1), "qed"])
+    with pytest.raises(DataError, match=r"no licence.*kept"):
+        target.evaluate(["C", "CC", "CCC", "CCCC"])
+    assert target.evaluate(["C", "CC", "CCC", "CCCC"])[:, 0].tolist() == [1, 2, 3, 4]
+    assert asked == ["C", "CC", "CCC", "CCC", "CCCC"]
+
+
+def test_an_outage_is_not_taken_for_a_spent_budget():
+    """A search ends at a BudgetError and counts as finished; while the oracle is away it has to stay open."""
+
+    def away(smiles):
+        raise TimeoutError("busy")
+
+    with pytest.raises(DataError, match=r"none in 1 calls \(busy\).*run again") as caught:
+        Objective([away], ledger=Ledger(budget=3)).evaluate(["CCO", "CCC"])
+    assert not isinstance(caught.value, BudgetError)
 
 
 def test_commands(tmp_path):

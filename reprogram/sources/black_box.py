@@ -92,17 +92,18 @@ class BlackBox(nn.Module):
 def attempted(ask: Callable[[], T], ledger: Ledger, number: int, retries: int, wait: float, who: str) -> T:
     """The answer of `ask`, repeated after `wait`, 2 `wait`, … seconds while there is none; every attempt costs `number`.
 
-    Raises: BudgetError before the ledger's budget would be exceeded; DataError when no attempt brought an answer.
+    Raises: BudgetError before the ledger's budget would be exceeded; DataError when no attempt brought an answer, also
+    when the budget allows no other one.
     """
     for attempt in range(retries + 1):
         ledger.spend(number)
         try:
             return ask()
-        except (OSError, TimeoutError) as error:
+        except OSError as error:  # time-outs among them
             ledger.add("failures", 1)
             if not getattr(error, "billed", True):
                 ledger.give_back(number)
-            if attempt == retries:
+            if attempt == retries or number > ledger.left:
                 raise DataError(
                     f"expected an answer from {who}, got none in {attempt + 1} calls ({error}); what it answered before "
                     "is kept, so run again to go on"

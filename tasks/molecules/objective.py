@@ -103,15 +103,21 @@ class Objective:
         keys = [self.key(text) for text in smiles]
         known = self.ledger.known(keys)
         new = {key: text for key, text in zip(keys, smiles, strict=True) if key not in known}
-        if new:
-            values = attempted(
-                lambda: self.asked(list(new.values())), self.ledger, len(new), self.retries, self.wait, "the objective"
-            )
-            fresh = {key: row.tobytes() for key, row in zip(new, values, strict=True)}
-            self.ledger.remember(fresh)
-            known |= fresh
+        fresh, size = list(new), min(one.batch for one in self.oracles)
+        for first in range(0, len(fresh), size):
+            known |= self.answered({key: new[key] for key in fresh[first : first + size]})
         self.ledger.add("hits", len(keys) - len(new))
         return np.stack([np.frombuffer(known[key], dtype=np.float64) for key in keys])
+
+    def answered(self, new: dict[bytes, str]) -> dict[bytes, bytes]:
+        """One call's values by key, remembered before the next call is made: it may fail."""
+        smiles = list(new.values())
+        values = attempted(
+            lambda: self.asked(smiles), self.ledger, len(smiles), self.retries, self.wait, "the objective"
+        )
+        fresh = {key: row.tobytes() for key, row in zip(new, values, strict=True)}
+        self.ledger.remember(fresh)
+        return fresh
 
     def affordable(self, smiles: Sequence[str]) -> int:
         """How many of these molecules, from the first, the ledger's budget allows; answered ones are free."""

@@ -72,7 +72,7 @@ class Oracle:
     def protected(self, smiles: list[str]) -> Any:
         try:
             return self.function(smiles)
-        except (DataError, OSError, TimeoutError):
+        except (DataError, OSError):
             raise
         except Exception as error:
             raise DataError(
