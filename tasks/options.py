@@ -116,7 +116,9 @@ Prefer = Annotated[
     str | None, typer.Option(help="Of several objectives: weighted:1,0.5, lexicographic:0.9,-3 (goals) or pareto.")
 ]
 Method = Annotated[str, typer.Option(help="guided, evolution, graph-ga, sampling, qmo, cma-es or latent-evolution.")]
-Goal = Annotated[float | None, typer.Option(help="End a search when this is reached.")]
+Goal = Annotated[
+    float | None, typer.Option(help="End a search when the objective, or the fitness of several, reaches this.")
+]
 Proposals = Annotated[
     int | None, typer.Option(help="Molecules that may be written in all; ten times the budget by default.", min=1)
 ]

@@ -112,6 +112,67 @@ def test_another_run_does_not_go_into_the_same_folder(annalog, tmp_path):
         optimize([PARACETAMOL], "qed", budget=6, **options)
 
 
+def chained(longest=12):
+    """A space of alkanols, numbered by their length."""
+    words = [Chem.CanonSmiles("C" * n + "O") for n in range(1, longest)]
+
+    def encode(smiles):
+        return [[float(words.index(one))] * 2 for one in smiles]
+
+    return encode, lambda points: [words[int(np.clip(round(float(x)), 0, len(words) - 1))] for x in points[:, 0]]
+
+
+def lengths(smiles):
+    return [float(len(one)) for one in smiles]
+
+
+class Nothing:
+    """A method without a text of its own that proposes nothing."""
+
+    name, latent = "nothing", False
+
+    def __call__(self, search, space, draws):
+        return None
+
+
+def test_a_folder_tells_one_oracle_from_another(tmp_path):
+    options = {
+        "constraints": (),
+        "budget": 8,
+        "space": chained(),
+        "method": "graph-ga",
+        "progress": False,
+        "out": tmp_path,
+    }
+    first = optimize(["CCCO"], "logp", **options)
+    with pytest.raises(DataError, match="another objectives"):
+        optimize(["CCCO"], "min:logp", **options)
+    with pytest.raises(DataError, match=r"with names.*lambda"):
+        optimize(["CCCO"], lambda smiles: lengths(smiles), **options)
+    with pytest.raises(DataError, match="ledger in a file"):
+        optimize(["CCCO"], Objective(["logp"]), **options)
+    assert optimize(["CCCO"], "logp", **options).runs == first.runs
+    one, two = (Objective([oracle(f"command:python score.py --ph {ph}")]) for ph in (5, 7))
+    assert one.names == two.names == ["score"]
+    assert one.key("CCO") != two.key("CCO")
+
+
+def test_a_method_of_ones_own_goes_on(tmp_path):
+    options = {"budget": 8, "space": chained(), "progress": False, "out": tmp_path}
+    found = [optimize(["CCCO"], "logp", method=Nothing(), **options).runs for _ in range(2)]
+    assert found[0] == found[1]
+    assert found[0][0].reason == "the method ended"
+
+
+def test_a_goal_is_a_value_of_the_objective():
+    options = {"constraints": (), "budget": 60, "space": chained(), "method": "graph-ga", "progress": False}
+    result = optimize(["CCCCCCO"], "min:heavy", goal=5, **options)
+    assert result.runs[0].reason == "goal reached"
+    assert result.frame()["heavy"][0] <= 5
+    with pytest.raises(DataError, match="no goal beside a Pareto"):
+        optimize(["CCCCCCO"], ["qed", "sa"], prefer=Pareto(), goal=1, **options)
+
+
 def test_a_goal_ends_the_search(annalog):
     result = optimize([PARACETAMOL], "qed", budget=300, goal=0.8, space=annalog, progress=False)
     assert result.runs[0].reason == "goal reached"
@@ -376,9 +437,13 @@ def test_an_impossible_constraint_ends_with_what_there_is(annalog):
         ([], {}, "at least one molecule"),
         (["CCO", "C1CC"], {}, "row 1.*C1CC"),
         (["CCO.Cl"], {}, "fragments"),
-        (["CCO", "CCN"], {"budget": 2}, "budget above the 2 starts"),
+        (["CCO", "CCN"], {"budget": 2}, "at least 4 calls"),
         (["CCO"], {"method": "magic"}, "a method among guided"),
         (["CCO"], {"objective": ["qed", "qed"]}, "different names"),
+        (["CCO"], {"objective": ["qed", "sa"], "prefer": Weighted((1, 2, 3))}, "each of qed, sa, got 3"),
+        (["CCO"], {"objective": Objective(["qed"]), "prefer": Pareto()}, "within the Objective"),
+        (["CCO"], {"objective": "command:"}, "command that can be run, got none"),
+        (["CCO"], {"objective": "command:python 'a"}, "No closing quotation"),
     ],
 )
 def test_bad_input(starts, options, says, annalog):
@@ -443,6 +508,7 @@ def test_a_model_does_not_answer_where_it_knows_nothing(soluble, annalog):
     assert (strangeness(soluble, fine) <= 0.95).all()
     with pytest.raises(DataError, match="a target among"):
         artefact(soluble, target="taste")
+    assert artefact(soluble).identity == found.identity != artefact(soluble, caution=1.0).identity
 
 
 def test_the_posterior_deviation_is_that_of_scikit_learn():
@@ -504,7 +570,7 @@ def test_the_command_line(tmp_path):
     assert len((out / "calls.csv").read_text().splitlines()) == 17
     for extra, says in (
         (["--within", "logp"], "property:low:high"), (["--prefer", "pareto:2"], "weighted: or lexicographic:"),
-        (["--budget", "2"], "above the 2 starts"), (["--objective", "tasty"], "an objective among"),
+        (["--budget", "2"], "at least 4 calls"), (["--objective", "tasty"], "an objective among"),
         (["--method", "magic"], "a method among"),
     ):  # fmt: skip
         refused = call("optimize", *words[:2], *extra, "--out", tmp_path / "other")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -51,7 +53,16 @@ def artefact(
         found[fine] = answer
         return found
 
-    return Oracle(values, f"predicted_{name}", maximise=maximise, batch=batch, failing=True)
+    identity = f"predicted_{name} {fingerprint(model, [column, caution, domain, maximise])}"
+    return Oracle(values, f"predicted_{name}", maximise=maximise, batch=batch, failing=True, identity=identity)
+
+
+def fingerprint(model: Reprogrammed, options: list[Any]) -> str:
+    """What a model's values depend on: another training or another caution is another oracle."""
+    total = hashlib.sha256(f"{model.source.digest} {options}".encode())
+    for name, tensor in sorted(model.learned_state().items()):
+        total.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
+    return total.hexdigest()[:16]
 
 
 def chosen(model: Reprogrammed, about: dict, target: str | None) -> tuple[int, str]:

@@ -15,6 +15,7 @@ from reprogram.sources.ledger import Ledger
 from tasks.molecules.oracles import oracle
 
 Preference = Callable[[np.ndarray], np.ndarray]
+UNNAMED = ("<lambda>", "partial")
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ class Objective:
     ranks do. A molecule asked is one query of the `ledger`, whatever the number of oracles, and is never asked twice; a
     call without an answer is repeated `retries` times after `wait`, 2 `wait`, … seconds, and every attempt is paid for.
 
-    Raises: DataError for no oracle or two of one name; what the oracles raise; BudgetError from the ledger.
+    Raises: DataError for no oracle, two of one name, or a nameless function with a ledger that outlives it; what the oracles raise; BudgetError from the ledger.
     """
 
     def __init__(
@@ -95,7 +96,15 @@ class Objective:
             raise DataError(f"expected one or more objectives of different names, got {self.names}")
         self.sign = np.array([1.0 if one.maximise else -1.0 for one in self.oracles])
         self.prefer = prefer or Weighted((1.0,) * len(self.oracles))
+        rows = len(getattr(self.prefer, "weights", getattr(self.prefer, "goals", self.names)))
+        if rows != len(self.names):
+            raise DataError(f"expected a number in {self.prefer} for each of {', '.join(self.names)}, got {rows}")
         self.ledger = Ledger() if ledger is None else ledger
+        if self.ledger.file is not None and (unnamed := [name for name in self.names if name in UNNAMED]):
+            raise DataError(
+                f"expected oracles with names, by which a ledger knows their answers, got {unnamed[0]}; "
+                "write tasks.molecules.Oracle(function, 'name')"
+            )
         self.retries, self.wait = retries, wait
 
     def evaluate(self, smiles: Sequence[str]) -> np.ndarray:
@@ -130,10 +139,20 @@ class Objective:
 
     def key(self, smiles: str) -> bytes:
         """What the ledger knows a molecule's values by: other oracles ask anew."""
-        return hashlib.sha256("\n".join([*self.names, smiles]).encode()).digest()
+        return hashlib.sha256("\n".join([*(one.identity for one in self.oracles), smiles]).encode()).digest()
 
     def asked(self, smiles: list[str]) -> np.ndarray:
         return np.stack([one(smiles) for one in self.oracles], axis=1)
+
+    def enough(self, goal: float | None) -> float:
+        """The fitness at which a search may stop: that of a value of the only objective; of several, the goal itself."""
+        if goal is None:
+            return float("inf")
+        if isinstance(self.prefer, Pareto):
+            raise DataError(
+                "expected no goal beside a Pareto front, which has no best molecule; take Lexicographic goals"
+            )
+        return float(self.fitness(np.array([[goal]]))[0]) if len(self.names) == 1 else goal
 
     def fitness(self, values: np.ndarray) -> np.ndarray:
         """Fitness (n,) of values (n, k); a molecule that could not be measured is worth minus infinity."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import timedelta
@@ -36,14 +37,15 @@ def optimize(
     Args:
         starts: SMILES or RDKit molecules.
         objective: a name ("qed", "plogp", "min:sa", a GuacaMol objective), the folder of a trained artefact,
-            "command:…", a function of a list of SMILES, an `Oracle`, a list of those, or an `Objective`.
+            "command:…", a function of a list of SMILES, an `Oracle`, a list of those, or an `Objective`, which brings
+            its own `prefer` and ledger. A run knows a function by its name only: change the name with what it measures.
         constraints: what every molecule must fulfil before it is asked for.
         budget: molecules the oracle may be asked for in all, starts included; every start has an equal share. A molecule
             counts when it is valid, feasible and new to its search.
         space: "annalog", a sequence-to-sequence model's folder or hub id, or a pair (encode, decode) of functions.
         method: a name of `tasks.molecules.optimisers.METHODS`, or an optimiser.
         prefer: what several objectives are worth together: `Weighted`, `Lexicographic` or `Pareto`; their sum by default.
-        goal: a start's search ends when this fitness is reached.
+        goal: a start's search ends when its only objective reaches this value, or the fitness of several does.
         proposals: molecules a method may write in all, valid or not; ten times the budget by default.
         together: whether the starts are one population; by default they are unless a constraint compares with the start.
         out: a folder for the ledger, finished searches and results. A run that was stopped goes on from there without
@@ -55,17 +57,18 @@ def optimize(
     oracle raises, everything answered before being kept in `out`.
     """
     molecules = [start(one, row) for row, one in enumerate(starts)]
-    plan = Plan.made(molecules, constraints, budget, proposals, goal, together)
     ways = METHODS.get(method) if isinstance(method, str) else method
     if ways is None:
         raise DataError(f"expected a method among {', '.join(METHODS)}, got {short(method)}")
     folder = None if out is None else Path(out)
     target = asked_for(objective, prefer, folder, budget)
+    plan = Plan.made(molecules, constraints, budget, proposals, target.enough(goal), together)
     place = latent.space(space)
     config = {
-        "starts": [molecule.smiles for molecule in molecules], "objectives": target.names,
-        "prefer": repr(target.prefer), "constraints": [repr(one) for one in constraints], "budget": budget, "proposals": plan.limits.proposals,
-        "goal": goal, "method": repr(ways), "space": place.name, "seed": seed, "together": len(plan.groups) == 1,
+        "starts": [molecule.smiles for molecule in molecules],
+        "objectives": [f"{'max' if one.maximise else 'min'} {one.identity}" for one in target.oracles],
+        "prefer": described(target.prefer), "constraints": [described(one) for one in constraints], "budget": budget,
+        "proposals": plan.limits.proposals, "goal": goal, "method": described(ways), "space": place.name, "seed": seed, "together": len(plan.groups) == 1,
     }  # fmt: skip
     store = Store(folder, config)
     runs = searched(plan, target, ways, place, seed, store, progress)
@@ -78,9 +81,21 @@ def optimize(
     return result
 
 
+def described(part: Any) -> str:
+    """How a run knows its parts again in another process, where an object without a text of its own lies elsewhere."""
+    return re.sub(r" at 0x[0-9a-f]+", "", repr(part))
+
+
 def asked_for(objective: Any, prefer: Preference | None, folder: Path | None, budget: int) -> Objective:
     """The objective with a ledger that lies in the run's folder."""
     if isinstance(objective, Objective):
+        if prefer is not None:
+            raise DataError("expected prefer within the Objective, got it beside it; write Objective(..., prefer=...)")
+        if folder is not None and objective.ledger.file is None:
+            raise DataError(
+                "expected an Objective with a ledger in a file for a run that can go on, got one in memory; "
+                f"write Objective(..., ledger=Ledger({str(folder / 'ledger.db')!r}, budget={budget}))"
+            )
         return objective
     many = list(objective) if isinstance(objective, (list, tuple)) else [objective]
     ledger = Ledger(None if folder is None else folder / "ledger.db", budget=budget)
@@ -98,7 +113,7 @@ class Plan:
     @classmethod
     def made(
         cls, molecules: Sequence[Molecule], constraints: Sequence[Constraint], budget: int, proposals: int | None,
-        goal: float | None, together: bool | None,
+        goal: float, together: bool | None,
     ) -> Plan:  # fmt: skip
         """Equal shares for every search. Raises DataError where a share would be empty."""
         if not molecules:
@@ -107,12 +122,13 @@ class Plan:
         one = not any(constraint.own for constraint in constraints) if together is None else together
         groups = (tuple(unique),) if one else tuple((molecule,) for molecule in unique)
         written = PROPOSALS * budget if proposals is None else proposals
-        if budget <= len(unique) or written < len(groups):
+        least = len(groups) * (max(map(len, groups)) + 1)
+        if budget < least or written < len(groups):
             raise DataError(
-                f"expected a budget above the {len(unique)} starts, which are measured first, got {budget} calls and "
-                f"{written} proposals; raise it or take fewer starts"
+                f"expected a budget of at least {least} calls and {len(groups)} proposals, because the {len(unique)} "
+                f"starts are measured first, got {budget} and {written}; raise it or take fewer starts"
             )
-        limits = Limits(budget // len(groups), written // len(groups), float("inf") if goal is None else goal)
+        limits = Limits(budget // len(groups), written // len(groups), goal)
         return cls(groups, tuple(constraints), limits)
 
 

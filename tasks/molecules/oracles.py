@@ -6,6 +6,7 @@ import shlex
 import subprocess
 import threading
 from collections.abc import Callable, Sequence
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -29,18 +30,20 @@ class Oracle:
         timeout: seconds a call may take; None for no limit. A function that hangs is left behind in its thread.
         batch: most molecules per call.
         failing: whether NaN means that this molecule could not be measured; else NaN is an error.
+        identity: what a ledger knows its values by, where two oracles of one name differ; the name by default.
 
     Raises: DataError when it raises, or returns another number of values, no numbers, or NaN.
     """
 
     def __init__(
         self, function: Scores, name: str, *, maximise: bool = True, timeout: float | None = None, batch: int = 256,
-        failing: bool = False,
+        failing: bool = False, identity: str | None = None,
     ):  # fmt: skip
         if timeout is not None and timeout <= 0:
             raise DataError(f"expected a time limit above 0 seconds for {name}, got {timeout}")
         self.function, self.name, self.maximise = function, name, maximise
         self.timeout, self.batch, self.failing = timeout, batch, failing
+        self.identity = name if identity is None else identity
 
     def __call__(self, smiles: Sequence[str]) -> np.ndarray:
         """Values (n,) float64."""
@@ -83,7 +86,7 @@ class Oracle:
     def checked(self, answer: Any, smiles: list[str]) -> np.ndarray:
         try:
             values = np.asarray(answer, dtype=np.float64).reshape(-1)
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, RuntimeError) as error:  # torch refuses a tensor that has a gradient
             raise DataError(f"expected numbers from the oracle {self.name}, got {str(answer)[:60]!r}") from error
         if len(values) != len(smiles):
             raise DataError(
@@ -111,7 +114,7 @@ def each(measure: Property) -> Scores:
 
 def command(line: str, *, timeout: float | None = None) -> Scores:
     """A program that reads SMILES, one a line, and writes a number a line; it starts anew for every call."""
-    words = shlex.split(line)
+    words = words_of(line)
 
     def values(smiles: list[str]) -> list[float]:
         try:
@@ -120,8 +123,8 @@ def command(line: str, *, timeout: float | None = None) -> Scores:
             )
         except subprocess.TimeoutExpired as error:
             raise Unanswered(f"the command took longer than {timeout:g} s") from error
-        except FileNotFoundError as error:
-            raise DataError(f"expected a command that can be run, got {short(line)}") from error
+        except (FileNotFoundError, PermissionError) as error:
+            raise DataError(f"expected a command that can be run, got {short(line)}: {error.strerror}") from error
         if done.returncode:
             last = (done.stderr.strip().splitlines() or ["no message"])[-1]
             raise Unanswered(f"the command ended with code {done.returncode}: {last[:200]}")
@@ -133,13 +136,24 @@ def command(line: str, *, timeout: float | None = None) -> Scores:
     return values
 
 
+def words_of(line: str) -> list[str]:
+    """The words of a command line."""
+    try:
+        words = shlex.split(line)
+    except ValueError as error:
+        raise DataError(f"expected a command that can be run, got {short(line)}: {error}") from None
+    if not words:
+        raise DataError("expected a command that can be run, got none; write command: and how it is called")
+    return words
+
+
 def oracle(
     what: str | Path | Oracle | Callable[..., Any], *, timeout: float | None = None, failing: bool = False
 ) -> Oracle:
     """An oracle by what a user wrote.
 
     `what` is a property or GuacaMol objective by name, "min:" before it to minimise; the folder of a trained artefact;
-    "command:" and a command line; or a function of a list of SMILES.
+    "command:" and a command line, named by its last word before the options; or a function of a list of SMILES.
 
     Raises: DataError for anything else, with the names there are.
     """
@@ -154,7 +168,8 @@ def oracle(
     options: dict[str, Any] = {"maximise": maximise, "failing": failing}
     if text.startswith("command:"):
         line = text.removeprefix("command:")
-        return Oracle(command(line, timeout=timeout), Path(shlex.split(line)[-1]).stem, **options)
+        called = list(takewhile(lambda word: not word.startswith("-"), words_of(line))) or [line]
+        return Oracle(command(line, timeout=timeout), Path(called[-1]).stem, identity=text, **options)
     if text in PROPERTIES:
         return Oracle(each(PROPERTIES[text]), text, **options)
     if text in guacamol():
