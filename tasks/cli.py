@@ -209,9 +209,15 @@ def show_molecules(result: OptimisationResult, out: str, as_json: bool) -> None:
         for row in frame.to_dict("records")
     ]
     print_table(f"{', '.join(result.names)}: best of {len(result.runs)} searches", heads, cells)
-    for run in result.runs:
-        if run.note or not run.ranked:
-            typer.echo(f"{run.starts[0][:60]}: {run.note or 'no feasible molecule found'} ({run.reason})")
+    said = [
+        f"{run.starts[0][:60]}: {run.note or 'no feasible molecule found'} ({run.reason})"
+        for run in result.runs
+        if run.note or not run.ranked
+    ]
+    for line in said[:5]:
+        typer.echo(line)
+    if len(said) > 5:
+        typer.echo(f"and {len(said) - 5} more such starts, see the column note of results.csv and searches/")
     typer.echo(f"{result.ledger['queries']:g} molecules asked for; all of them, drawings and provenance in {out}/")
 
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import random
 import subprocess
 import sys
 import time
@@ -27,6 +28,7 @@ from tasks.molecules.molecule import parsed, start
 from tasks.molecules.objective import Lexicographic, Objective, Pareto, Weighted
 from tasks.molecules.optimisation_result import OptimisationResult, Run
 from tasks.molecules.optimisers import METHODS, QMO, Guided, LatentCMA
+from tasks.molecules.optimisers.graph import children
 from tasks.molecules.optimisers.latent import losses
 from tasks.molecules.optimize import optimize
 from tasks.molecules.oracles import Oracle, oracle
@@ -262,6 +264,19 @@ def test_starts_outside_the_vocabulary_are_not_dropped(annalog):
     assert result.runs[0].method == "graph-ga"
     assert "[Se]" in result.runs[0].note
     assert len(result.runs[0].calls) > 1
+    both = optimize(
+        ["C[Se]CCO", "C[NH+](C)CCO"], "qed", (), budget=10, space=annalog, method="sampling", progress=False
+    )
+    assert "C[Se]CCO is measured but not searched from" in both.runs[0].note
+    assert "the space reads C[NH+](C)CCO neutralised" in both.runs[0].note
+
+
+def test_large_molecules_are_searched_as_graphs_and_do_not_grow():
+    large = Chem.CanonSmiles("C" * 30 + "c1ccccc1O" + "C" * 30)
+    found = [one for one in children([large], 40, 0.5, random.Random(0)) if one]
+    assert len(found) > 20
+    assert max(Chem.MolFromSmiles(one).GetNumHeavyAtoms() for one in found) <= 67
+    assert "" in children([Chem.CanonSmiles("C" * 38 + "O")], 40, 0.5, random.Random(0))
 
 
 def test_a_pair_of_functions_is_a_space():

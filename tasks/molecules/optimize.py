@@ -203,13 +203,12 @@ def searched(
 def one_search(plan: Plan, index: int, target: Objective, method: Optimiser, place: Space, seed: int, bar: Any) -> Run:
     """From one group of starts until a limit is reached.
 
-    A start that the space cannot read goes the graph route when the method needs the space.
+    Starts that the space cannot read go the graph route when the method needs the space and has no other start.
     """
     starts = plan.groups[index]
     forms = [entry(place, molecule.smiles) for molecule in starts]
-    lost = [(m.smiles, why) for m, (form, why) in zip(starts, forms, strict=True) if form is None]
-    route = GraphGA() if method.latent and len(lost) == len(starts) else method
-    note = "; ".join(f"{smiles[:60]} is searched as a graph: {why}" for smiles, why in lost)
+    route = GraphGA() if method.latent and all(form is None for form, _ in forms) else method
+    note = remarks(starts, forms, route)
     search = Search(starts, target, plan.constraints, plan.limits, report=shown_on(bar))
     try:
         search.begin()
@@ -221,6 +220,18 @@ def one_search(plan: Plan, index: int, target: Objective, method: Optimiser, pla
     except BudgetError as error:
         reason = f"no budget left ({error})"
     return Run.of(search, route.name, reason, note)
+
+
+def remarks(starts: Sequence[Molecule], forms: Sequence[tuple[str | None, str]], route: Optimiser) -> str:
+    """Which starts the space reads in another form or not at all, and what becomes of those."""
+    lost = "measured but not searched from, as guided or graph-ga would" if route.latent else "searched as a graph"
+    said = []
+    for molecule, (form, why) in zip(starts, forms, strict=True):
+        if form is None:
+            said.append(f"{molecule.smiles[:60]} is {lost}: {why}")
+        elif why:
+            said.append(f"the space reads {molecule.smiles[:60]} {why}")
+    return "; ".join(said)
 
 
 def shown_on(bar: Any) -> Any:

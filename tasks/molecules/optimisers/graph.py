@@ -16,7 +16,8 @@ def children(best: list[str], count: int, mutation: float, rng: Random) -> list[
     """`count` molecules: two parents crossed, then mutated with probability `mutation`; one parent alone is mutated.
 
     A failed operation gives an empty text, and so does a child larger than a size drawn from Jensen's law: the operators,
-    those of the library `mol_ga`, have none, and a child that may grow for ever soon does.
+    those of the library `mol_ga`, have none, and a child that may grow for ever soon does. Parents beyond that law may have
+    children that are no larger than they are.
     """
     from mol_ga.graph_ga.gen_candidates import mutate, reproduce
     from rdkit import rdBase
@@ -26,9 +27,13 @@ def children(best: list[str], count: int, mutation: float, rng: Random) -> list[
         for _ in range(count):
             first, second = rng.choice(best), rng.choice(best)
             child = mutate(first, rng) if first == second else reproduce(first, second, mutation, rng)
-            fits = child is not None and heavy_atoms(child) < rng.gauss(*SIZE)
-            found.append(child if child and fits else "")
+            found.append(child if child and fits(heavy_atoms(child), (first, second), rng) else "")
     return found
+
+
+def fits(size: int, own: tuple[str, str], rng: Random) -> bool:
+    """Whether a child of so many heavy atoms is kept beside its own parents."""
+    return size < rng.gauss(*SIZE) or SIZE[0] < size <= max(map(heavy_atoms, own))
 
 
 def heavy_atoms(smiles: str) -> int:
