@@ -21,7 +21,8 @@ def deviation(model: Reprogrammed, inputs: Sequence[Any]) -> np.ndarray:
     """Standard deviation of each prediction (n, T): in the target's units for values, of the probability for classes.
 
     For values a Gaussian process gives its posterior's, label noise included, and a stack the mixture's: its members'
-    own and how far they disagree. A map that is one line knows no deviation and counts 0 on its own.
+    own and how far they disagree. A map that is one line, or a single Gaussian process on classes, knows no deviation
+    and has 0.
     """
     features = features_of(model, model.encode(list(inputs)))
     return variance(model.mapping, features).sqrt().double().numpy()

@@ -234,6 +234,21 @@ def test_an_infeasible_start_makes_no_difference_to_what_is_feasible():
     assert both.fitness()[1:].tolist() == Pareto()(both.values()[1:]).tolist()
 
 
+def test_what_does_not_look_at_the_start_is_measured_once():
+    class Counted:
+        own, seen = False, 0
+
+        def violation(self, molecule, begun):
+            self.seen += 1
+            return 2.0
+
+    counted, many = Counted(), [start("C" * n + "O", n) for n in range(1, 9)]
+    search = Search(many, Objective(["logp"]), (counted, Similarity(0.9)), Limits(9, 9))
+    near = parsed("CCCCCCCCCO")
+    assert search.violation(near) == 2 + min(Similarity(0.9).violation(near, one) for one in many)
+    assert counted.seen == 1
+
+
 def test_starts_together_are_one_population(annalog):
     result = optimize([IBUPROFEN, PARACETAMOL], "qed", (), budget=20, space=annalog, progress=False)
     assert len(result.runs) == 1
@@ -507,6 +522,7 @@ def soluble():
 
 
 def test_a_model_does_not_answer_where_it_knows_nothing(soluble, annalog):
+    from reprogram import adapt
     from reprogram.uncertainty import deviation, strangeness
     from tasks.molecules.artefact_oracle import artefact
 
@@ -523,6 +539,11 @@ def test_a_model_does_not_answer_where_it_knows_nothing(soluble, annalog):
     assert (strangeness(soluble, fine) <= 0.95).all()
     with pytest.raises(DataError, match="a target among"):
         artefact(soluble, target="taste")
+    smiles = ["C" * n for n in range(2, 22)]
+    options = {"kind": "classification", "mapping": "gp", "program": "none", "epochs": 0, "progress": False}
+    sure = adapt("descriptors", smiles, [0, 1] * 10, **options)[0]
+    with pytest.raises(DataError, match="knows its deviation"):
+        artefact(sure, caution=1.0)
     assert artefact(soluble).identity == found.identity != artefact(soluble, caution=1.0).identity
 
 

@@ -27,7 +27,8 @@ def artefact(
         domain: share of the training molecules that a molecule may be stranger than (`reprogram.uncertainty`); beyond it
             the oracle does not answer (NaN), so a search does not leave for where the model is wrong. None: no limit.
 
-    Raises: DataError for an unknown target, or a limit for a model whose domain is not known.
+    Raises: DataError for an unknown target, a limit for a model whose domain is not known, or caution with a model that
+    does not know how sure it is.
     """
     model = folder if isinstance(folder, Reprogrammed) else Reprogrammed.from_pretrained(folder)
     about = model.metadata.get("task", {})
@@ -37,6 +38,12 @@ def artefact(
             strangeness(model, ["CCO"])
         except ValueError as error:
             raise DataError(f"{error}; pass domain=None to search without a limit") from error
+
+    if caution and not deviation(model, ["CCO"]).any():
+        raise DataError(
+            "expected a model that knows its deviation to be cautious with, got one without, such as a single Gaussian "
+            "process on classes; pass caution=0, or train with source='auto', which stacks readouts"
+        )
 
     def values(smiles: list[str]) -> np.ndarray:
         found = np.full(len(smiles), np.nan)

@@ -103,7 +103,10 @@ class Search:
 
     def violation(self, molecule: Molecule) -> float:
         """By how much a molecule fails the constraints, seen from the start that it suits best."""
-        return min(total(self.constraints, molecule, start) for start in self.starts)
+        shared = [constraint for constraint in self.constraints if not constraint.own]
+        own = [constraint for constraint in self.constraints if constraint.own]
+        # what does not look at the start is measured once, however many starts are one population
+        return total(shared, molecule, self.starts[0]) + min(total(own, molecule, start) for start in self.starts)
 
     def send(self, origins: Mapping[str, str]) -> None:
         """One batch to the oracle: SMILES with what wrote them. What failed before was paid for, so less may be left."""
