@@ -170,6 +170,7 @@ def optimize(
     goal: options.Goal = None,
     proposals: options.Proposals = None,
     timeout: options.Timeout = None,
+    failing: options.Failing = False,
     largest_fragment: options.LargestFragment = False,
     neutralise: options.Neutralise = False,
     seed: options.Seed = 0,
@@ -183,7 +184,7 @@ def optimize(
     cleaning = {"largest_fragment": largest_fragment, "neutralise": neutralise}
     result = optimize_file(
         starts, objective or ["qed"], out, input=input, similarity=similarity or None, within=within or (),
-        keep=keep or (), forbid=forbid or (), alerts=alerts, prefer=prefer, timeout=timeout,
+        keep=keep or (), forbid=forbid or (), alerts=alerts, prefer=prefer, timeout=timeout, failing=failing,
         cleaning={name: True for name, on in cleaning.items() if on}, method=method, space=space, goal=goal,
         proposals=proposals, budget=budget, seed=seed,
     )  # fmt: skip

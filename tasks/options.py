@@ -125,3 +125,6 @@ Proposals = Annotated[
 SearchFolder = Annotated[str, typer.Option("--out", help="Folder for the ledger, the searches and their results.")]
 SpaceOption = Annotated[str, typer.Option("--space", help="annalog, or the folder of a sequence-to-sequence model.")]
 Timeout = Annotated[float | None, typer.Option(help="Seconds a call of the oracle may take.")]
+Failing = Annotated[
+    bool, typer.Option("--failing", help="NaN from a command says that a molecule cannot be measured; else an error.")
+]

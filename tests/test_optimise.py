@@ -427,10 +427,23 @@ def test_commands(tmp_path):
     script.write_text("raise SystemExit('no licence')")
     with pytest.raises(DataError, match="no licence"):
         Objective([found], retries=0).evaluate(["CCO"])
+    script.write_text("print('nan')")
+    with pytest.raises(DataError, match="--failing"):
+        found(["CCO"])
+    assert math.isnan(oracle(f"command:{sys.executable} {script}", failing=True)(["CCO"])[0])
     with pytest.raises(DataError, match="can be run"):
         oracle("command:/nowhere/at-all")(["CCO"])
     with pytest.raises(DataError, match="an objective among qed"):
         oracle("solubilty")
+
+
+def test_a_command_that_hangs_ends_with_what_it_started(tmp_path):
+    script = tmp_path / "dock.sh"
+    script.write_text(f"(sleep 1; touch {tmp_path}/late) &\nwait\n")
+    with pytest.raises(OSError, match=r"longer than 0.3 s"):
+        oracle(f"command:sh {script}", timeout=0.3)(["CCO"])
+    time.sleep(1.2)
+    assert not (tmp_path / "late").exists()
 
 
 def test_constraints():

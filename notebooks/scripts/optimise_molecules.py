@@ -14,8 +14,10 @@ CONSTRAINTS = (Similarity(0.4), Range("weight", high=500), Range("logp", 0, 5), 
 
 
 def main(file: str, out: str, budget: int = 500) -> None:
-    starts = read_molecules(file, largest_fragment=True).inputs
-    result = optimize(starts, "qed", CONSTRAINTS, budget=budget, out=out, seed=0)
+    starts = read_molecules(file, largest_fragment=True)
+    for row in starts.report.dropped:
+        print(f"row {row.row} {row.input!a} is left out: {row.reason}", file=sys.stderr)
+    result = optimize(starts.inputs, "qed", CONSTRAINTS, budget=budget, out=out, seed=0)
     if result.main:
         print(result.frame()[["start", "smiles", "start_qed", "qed", "similarity", "calls"]].to_string())
         print(f"{result.ledger['queries']:g} molecules asked for, all of them in {out}/calls.csv")

@@ -21,8 +21,8 @@ PREFERENCES = {"weighted": Weighted, "lexicographic": Lexicographic}
 def optimize_file(
     starts: Any, objective: Sequence[str] = ("qed",), out: str | Path = "runs/optimised", *, input: str | None = None,
     similarity: float | None = 0.4, within: Sequence[str] = (), keep: Sequence[str] = (), forbid: Sequence[str] = (),
-    alerts: bool = False, prefer: str | None = None, timeout: float | None = None, cleaning: dict[str, bool] | None = None,
-    **options: Any,
+    alerts: bool = False, prefer: str | None = None, timeout: float | None = None, failing: bool = False,
+    cleaning: dict[str, bool] | None = None, **options: Any,
 ) -> OptimisationResult:  # fmt: skip
     """`optimize` for every molecule of a table, SDF or list, its words read as the command line writes them.
 
@@ -31,6 +31,7 @@ def optimize_file(
         within: "property:low:high", either bound may be empty.
         keep, forbid: SMARTS patterns.
         prefer: "weighted:1,0.5", "lexicographic:0.9,-3" with a goal for each objective, or "pareto".
+        timeout, failing: those of `oracles.Oracle`.
         cleaning: options of `tasks.molecules.Standardiser`.
         options: those of `optimize`.
 
@@ -48,7 +49,7 @@ def optimize_file(
     constraints += [Substructure(smarts) for smarts in keep]
     constraints += [Substructure(smarts, forbidden=True) for smarts in forbid]
     constraints += [Alerts()] if alerts else []
-    asked = [oracle(word, timeout=timeout) for word in objective]
+    asked = [oracle(word, timeout=timeout, failing=failing) for word in objective]
     return optimize(found.inputs, asked, tuple(constraints), prefer=preference(prefer, len(asked)), out=out, **options)
 
 

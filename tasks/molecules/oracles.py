@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shlex
+import signal
 import subprocess
 import threading
 from collections.abc import Callable, Sequence
@@ -96,7 +98,7 @@ class Oracle:
         if len(bad):
             raise DataError(
                 f"expected finite numbers from the oracle {self.name}, got {values[bad[0]]} for {smiles[bad[0]][:80]}; "
-                "mend it, or build it with failing=True if NaN means that a molecule cannot be measured"
+                "mend it, or say failing=True (--failing) if NaN means that a molecule cannot be measured"
             )
         return values
 
@@ -118,22 +120,33 @@ def command(line: str, *, timeout: float | None = None) -> Scores:
 
     def values(smiles: list[str]) -> list[float]:
         try:
-            done = subprocess.run(
-                words, input="\n".join(smiles) + "\n", capture_output=True, text=True, timeout=timeout, check=False
-            )
+            code, answer, complaint = finished(words, "\n".join(smiles) + "\n", timeout)
         except subprocess.TimeoutExpired as error:
             raise Unanswered(f"the command took longer than {timeout:g} s") from error
         except (FileNotFoundError, PermissionError) as error:
             raise DataError(f"expected a command that can be run, got {short(line)}: {error.strerror}") from error
-        if done.returncode:
-            last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-            raise Unanswered(f"the command ended with code {done.returncode}: {last[:200]}")
+        if code:
+            last = (complaint.strip().splitlines() or ["no message"])[-1]
+            raise Unanswered(f"the command ended with code {code}: {last[:200]}")
         try:
-            return [float(word) for word in done.stdout.split()]
+            return [float(word) for word in answer.split()]
         except ValueError as error:
-            raise DataError(f"expected a number a line from {short(line)}, got {short(done.stdout)}") from error
+            raise DataError(f"expected a number a line from {short(line)}, got {short(answer)}") from error
 
     return values
+
+
+def finished(words: list[str], text: str, timeout: float | None) -> tuple[int, str, str]:
+    """A program's exit code, output and errors; one that takes too long is ended with all that it started."""
+    pipe = subprocess.PIPE
+    with subprocess.Popen(words, stdin=pipe, stdout=pipe, stderr=pipe, text=True, start_new_session=True) as process:
+        try:
+            answer, complaint = process.communicate(text, timeout)
+        except BaseException:
+            # a script's own programs would go on, and the next attempt start them a second time
+            os.killpg(process.pid, signal.SIGKILL) if hasattr(os, "killpg") else process.kill()
+            raise
+    return process.returncode, answer, complaint
 
 
 def words_of(line: str) -> list[str]:
