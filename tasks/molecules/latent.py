@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -28,10 +28,6 @@ class Codes:
 
     def __getitem__(self, rows: Any) -> Codes:
         return Codes(self.values[rows], self.mask[rows])
-
-    def moved(self, values: Tensor) -> Codes:
-        """Other points with the same tokens."""
-        return replace(self, values=values)
 
     @property
     def scale(self) -> float:

@@ -15,6 +15,11 @@ from reprogram.sources.ledger import Ledger
 from tasks.molecules.oracles import oracle
 
 Preference = Callable[[np.ndarray], np.ndarray]
+# columns of the results, in which an objective of that name would write over something else
+COLUMNS = frozenset(
+    ("search", "rank", "start", "smiles", "fitness", "similarity", "call", "calls", "proposals", "origin", "method", "reason",
+     "note")
+)  # fmt: skip
 UNNAMED = ("<lambda>", "partial")
 
 
@@ -94,6 +99,11 @@ class Objective:
         self.names = [one.name for one in self.oracles]
         if not self.oracles or len(set(self.names)) < len(self.names):
             raise DataError(f"expected one or more objectives of different names, got {self.names}")
+        if taken := sorted(COLUMNS.intersection(self.names)):
+            raise DataError(
+                f"expected a name that is no column of the results, got an objective called {taken[0]}; "
+                "write tasks.molecules.Oracle(function, 'another name')"
+            )
         self.sign = np.array([1.0 if one.maximise else -1.0 for one in self.oracles])
         self.prefer = prefer or Weighted((1.0,) * len(self.oracles))
         rows = len(getattr(self.prefer, "weights", getattr(self.prefer, "goals", self.names)))
