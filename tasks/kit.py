@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from reprogram.auto import adapt_auto, default_sources
 from reprogram.model import Reprogrammed
 from reprogram.parts import programmable
@@ -115,9 +117,12 @@ class Kit:
         """What a user of aeon would fit."""
         from tasks.series import neighbour, rocket, sample_source
 
-        samples = sample_source()
+        def ridge_samples(task: Task, seed: int) -> Prediction:
+            samples = sample_source(len(np.atleast_2d(task.inputs[0])))
+            return self.fixed("ridge-samples", "baseline", [Learner((samples,), ridge)], "").run(task, seed)
+
         return [
-            self.fixed("ridge-samples", "baseline", [Learner((samples,), ridge)], "64 samples, ridge"),
+            Method("ridge-samples", "baseline", ridge_samples, "fast", "64 samples of each channel, ridge"),
             Method("dtw", "baseline", lambda task, seed: Prediction(tidy(task.kind, neighbour(task))), "fast", "nearest neighbour, time warping"),
             Method("rocket", "baseline", lambda task, seed: Prediction(tidy(task.kind, rocket(task, seed))), "fast", "random convolutions, ridge"),
         ]  # fmt: skip

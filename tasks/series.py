@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch.nn import functional as F
 
 from reprogram.errors import DataError
 from reprogram.sources import FeatureCodec, Features, Source
+from reprogram.sources.series import as_series, standardised
 from tasks.arrays import from_arrays
 from tasks.folders import series_table
 from tasks.task import Task
@@ -86,15 +89,22 @@ def from_ts(train: str | Path, test: str | Path, *, seed: int = 0, **options: An
     return from_arrays(table.structures, table.column(table.labelled), modality="series", seed=seed, **options)
 
 
-def sample_source(length: int = 64) -> Source:
-    """Standardised samples, each series stretched to one length, channels averaged: what needs no source."""
-    from reprogram.sources.series import SeriesCodec
+def sample_source(channels: int = 1, length: int = 64) -> Source:
+    """Standardised samples of every channel, each series stretched to one length: what needs no source."""
 
-    codec = SeriesCodec(length)
+    def samples(inputs: Sequence[Any]) -> np.ndarray:
+        rows = [as_series(value, row) for row, value in enumerate(inputs)]
+        if wrong := [row for row, series in enumerate(rows) if len(series) != channels]:
+            raise DataError(
+                f"expected series of {channels} channels, got {len(rows[wrong[0]])} in row {wrong[0]}; leave it out"
+            )
+        longer = [F.interpolate(row[None], length, mode="linear", align_corners=True)[0] for row in rows]
+        return np.stack([standardised(row).flatten().numpy() for row in longer])
+
+    width = channels * length
     return Source(
-        Features([f"sample {i}" for i in range(length)]),
-        FeatureCodec(lambda inputs: np.stack([r["series"].numpy() for r in codec.encode(inputs)])),
-        name="samples", takes="features", width=length,
+        Features([f"sample {i}" for i in range(width)]), FeatureCodec(samples), name="samples", takes="features",
+        width=width,
     )  # fmt: skip
 
 

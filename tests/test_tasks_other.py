@@ -8,6 +8,8 @@ import pytest
 
 from reprogram.errors import DataError
 from tasks.arrays import from_arrays
+from tasks.baselines import methods
+from tasks.features import FeatureTable
 from tasks.images import FASHION, digits, fashion_mnist, flat_pixels, from_dataset, image_folder, sized
 from tasks.peptides import AMINO_ACIDS, antimicrobial, composition
 from tasks.tables import TABLES, from_frame, table
@@ -261,3 +263,16 @@ def test_series_files_that_are_none_are_one_sentence(tmp_path):
         from_ts(tmp_path / "a.ts", tmp_path / "a.ts")
     with pytest.raises(DataError, match="file of series"):
         from_ts(tmp_path / "b.ts", tmp_path / "b.ts")
+
+
+def test_the_ridge_on_samples_sees_every_channel():
+    """The class lies in the second channel only, and the mean of both says nothing."""
+    rng = np.random.default_rng(0)
+    y = np.arange(60) % 2
+    wave = np.sin(np.linspace(0, 6, 30))
+    series = [np.stack([-(2 * c - 1) * wave, (2 * c - 1) * wave]) + 0.1 * rng.normal(size=(2, 30)) for c in y]
+    task = from_arrays(series, y, modality="series", seed=0)
+    known = methods("crepe-tiny", modality="series", table=FeatureTable())
+    found = np.asarray(known["ridge-samples"].run(task, 0).values)
+    found = found.argmax(1) if found.ndim == 2 else found > 0.5
+    assert (found == task.part("test")[1]).all()
