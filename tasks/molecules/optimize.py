@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ from tasks.molecules.optimisers import METHODS, Draws, GraphGA, Optimiser
 from tasks.molecules.search import Finished, Limits, Search
 
 PROPOSALS = 10  # written for each call that may be made
+LIMITS = ("budget", "proposals")  # may grow in a run's folder: its ledger has what was answered before
 
 
 def optimize(
@@ -49,7 +52,8 @@ def optimize(
         proposals: molecules a method may write in all, valid or not; ten times the budget by default.
         together: whether the starts are one population; by default they are unless a constraint compares with the start.
         out: a folder for the ledger, finished searches and results. A run that was stopped goes on from there without
-            asking anything twice; several processes (`accelerate launch`) share the starts and the ledger.
+            asking anything twice, also with a larger budget; several processes (`accelerate launch`) share the searches
+            and the ledger, one population is one search.
 
     Returns the best molecule of every search with every call that was made. Same seed, same result.
 
@@ -68,17 +72,28 @@ def optimize(
         "starts": [molecule.smiles for molecule in molecules],
         "objectives": [f"{'max' if one.maximise else 'min'} {one.identity}" for one in target.oracles],
         "prefer": described(target.prefer), "constraints": [described(one) for one in constraints], "budget": budget,
-        "proposals": plan.limits.proposals, "goal": goal, "method": described(ways), "space": place.name, "seed": seed, "together": len(plan.groups) == 1,
+        "proposals": sum(one.proposals for one in plan.limits), "goal": goal, "method": described(ways), "space": place.name, "seed": seed, "together": len(plan.groups) == 1,
     }  # fmt: skip
     store = Store(folder, config)
-    runs = searched(plan, target, ways, place, seed, store, progress)
-    result = OptimisationResult(
-        tuple(runs), tuple(target.names), tuple(bool(one.maximise) for one in target.oracles), config,
-        target.ledger.summary(), main_process(),
-    )  # fmt: skip
-    if folder is not None and result.main:
-        result.save(folder)
-    return result
+
+    def result(runs: Sequence[Run]) -> OptimisationResult:
+        return OptimisationResult(
+            tuple(runs), tuple(target.names), tuple(bool(one.maximise) for one in target.oracles), config,
+            target.ledger.summary(), main_process(),
+        )  # fmt: skip
+
+    found: dict[int, Run] = {}
+    try:
+        runs = searched(plan, target, ways, place, seed, store, progress, found)
+    except BaseException:  # also a key pressed: what was measured is worth looking at
+        some = [run for _, run in sorted(found.items()) if run.calls]
+        if folder is not None and some and main_process():
+            with suppress(Exception):  # the error that ended the search is the one to tell
+                result(some).save(folder)
+        raise
+    if folder is not None and main_process():
+        result(runs).save(folder)
+    return result(runs)
 
 
 def described(part: Any) -> str:
@@ -108,7 +123,7 @@ class Plan:
 
     groups: tuple[tuple[Molecule, ...], ...]
     constraints: tuple[Constraint, ...]
-    limits: Limits
+    limits: tuple[Limits, ...]
 
     @classmethod
     def made(
@@ -128,8 +143,15 @@ class Plan:
                 f"expected a budget of at least {least} calls and {len(groups)} proposals, because the {len(unique)} "
                 f"starts are measured first, got {budget} and {written}; raise it or take fewer starts"
             )
-        limits = Limits(budget // len(groups), written // len(groups), goal)
+        limits = tuple(
+            Limits(share(budget, len(groups), i), share(written, len(groups), i), goal) for i in range(len(groups))
+        )
         return cls(groups, tuple(constraints), limits)
+
+
+def share(total: int, parts: int, index: int) -> int:
+    """The share of one of so many parts, as equal as whole numbers allow."""
+    return total // parts + (index < total % parts)
 
 
 class Store:
@@ -141,24 +163,29 @@ class Store:
             return
         check_place(folder)
         settings = folder / "run.json"
-        if settings.is_file() and (before := json.loads(settings.read_text())) != json.loads(json.dumps(config)):
-            other = [key for key in config if before.get(key) != json.loads(json.dumps(config[key]))]
+        before = json.loads(settings.read_text()) if settings.is_file() else config
+        other = [key for key in config if before.get(key) != json.loads(json.dumps(config[key]))]
+        grown = all(key in LIMITS and config[key] >= before[key] for key in other)
+        if other and not grown:
             raise DataError(
-                f"expected the run that {folder} was begun with, got another {', '.join(other)}; choose another folder"
+                f"expected the run that {folder} was begun with, got another {', '.join(other)}; choose another folder "
+                "(only budget and proposals may grow)"
             )
         if main_process():
             with atomic_file(settings) as path:
                 path.write_text(json.dumps(config, indent=1))
 
-    def read(self, index: int) -> Run | None:
+    def read(self, index: int, limits: Limits) -> Run | None:
+        """A search that is finished under these limits."""
         if self.folder is None or not (path := self.path(index)).is_file():
             return None
-        return Run.from_dict(json.loads(path.read_text()))
+        found = json.loads(path.read_text())
+        return Run.from_dict(found["run"]) if found["limits"] == repr(limits) else None
 
-    def write(self, index: int, run: Run) -> None:
+    def write(self, index: int, limits: Limits, run: Run) -> None:
         if self.folder is not None:
             with atomic_file(self.path(index)) as path:
-                path.write_text(json.dumps(asdict(run)))
+                path.write_text(json.dumps({"limits": repr(limits), "run": asdict(run)}))
 
     def path(self, index: int) -> Path:
         assert self.folder is not None
@@ -178,30 +205,34 @@ def main_process() -> bool:
 
 
 def searched(
-    plan: Plan, target: Objective, method: Optimiser, place: Space, seed: int, store: Store, progress: bool
-) -> list[Run]:
-    """Every search of the plan, those of this process run and those of the others collected."""
+    plan: Plan, target: Objective, method: Optimiser, place: Space, seed: int, store: Store, progress: bool,
+    found: dict[int, Run],
+) -> list[Run]:  # fmt: skip
+    """Every search of the plan, those of this process run, into `found`, and those of the others collected."""
     from accelerate.utils import gather_object
     from tqdm.auto import tqdm
 
     own = list(range(len(plan.groups)))[state().process_index :: state().num_processes]
-    found: dict[int, Run] = {}
     shown = progress and main_process()
-    with tqdm(total=len(own) * plan.limits.calls, desc="optimise", unit="call", delay=2, disable=not shown) as bar:
+    calls = sum(plan.limits[index].calls for index in own)
+    with tqdm(total=calls, desc="optimise", unit="call", delay=2, disable=not shown) as bar:
         for index in own:
-            run = store.read(index)
+            before, run = bar.n, store.read(index, plan.limits[index])
             if run is None:
-                run = one_search(plan, index, target, method, place, seed, bar)
-                store.write(index, run)
-            bar.update(plan.limits.calls * (len(found) + 1) - bar.n)
+                run = one_search(plan, index, target, method, place, seed, bar, partial(found.__setitem__, index))
+                store.write(index, plan.limits[index], run)
             found[index] = run
+            bar.update(plan.limits[index].calls - (bar.n - before))
     if state().num_processes > 1:
         found = {index: run for part in gather_object([found]) for index, run in part.items()}
     return [found[index] for index in sorted(found)]
 
 
-def one_search(plan: Plan, index: int, target: Objective, method: Optimiser, place: Space, seed: int, bar: Any) -> Run:
-    """From one group of starts until a limit is reached.
+def one_search(
+    plan: Plan, index: int, target: Objective, method: Optimiser, place: Space, seed: int, bar: Any,
+    unfinished: Callable[[Run], None] = lambda run: None,
+) -> Run:  # fmt: skip
+    """From one group of starts until a limit is reached; `unfinished` gets what there is when an error ends it.
 
     Starts that the space cannot read go the graph route when the method needs the space and has no other start.
     """
@@ -209,7 +240,7 @@ def one_search(plan: Plan, index: int, target: Objective, method: Optimiser, pla
     forms = [entry(place, molecule.smiles) for molecule in starts]
     route = GraphGA() if method.latent and all(form is None for form, _ in forms) else method
     note = remarks(starts, forms, route)
-    search = Search(starts, target, plan.constraints, plan.limits, report=shown_on(bar))
+    search = Search(starts, target, plan.constraints, plan.limits[index], report=shown_on(bar))
     try:
         search.begin()
         search.check()
@@ -219,6 +250,9 @@ def one_search(plan: Plan, index: int, target: Objective, method: Optimiser, pla
         reason = str(end)
     except BudgetError as error:
         reason = f"no budget left ({error})"
+    except BaseException:
+        unfinished(Run.of(search, route.name, "stopped by an error", note))
+        raise
     return Run.of(search, route.name, reason, note)
 
 

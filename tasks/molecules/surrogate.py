@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from reprogram.errors import DataError
 from reprogram.gaussian_process import GaussianProcess
 from tasks.molecules.molecule import BITS, morgan
 from tasks.molecules.objective import Objective
@@ -53,6 +54,8 @@ class Surrogate:
     least = 10  # rows below which everything is as good as anything
 
     def __init__(self, objective: Objective, kinds: Sequence[str] = tuple(FEATURES)):
+        if strange := [kind for kind in kinds if kind not in FEATURES]:
+            raise DataError(f"expected features among {', '.join(FEATURES)}, got {strange[0]}")
         self.objective, self.kinds = objective, kinds
         stops = np.cumsum([FEATURES[kind][0] for kind in kinds]).tolist()
         columns, kernels = tuple(pairwise([0, *stops])), tuple((FEATURES[kind][2],) for kind in kinds)
@@ -71,14 +74,18 @@ class Surrogate:
         return torch.stack([self.features[name] for name in names])
 
     def fit(self, search: Search) -> bool:
-        """Condition on everything that was measured; False while that is too little."""
-        rows = [call for call in search.calls if np.isfinite(call.values).all()]
-        if len(rows) < self.least:
+        """Condition on everything that was asked; False while that is too little.
+
+        What could not be measured counts as the worst that was, so that the search leaves there.
+        """
+        values, rows = search.values(), len(search.calls)
+        if np.isfinite(values).all(1).sum() < self.least:
             return False
-        inputs = self.encoded(search, [call.smiles for call in rows])
-        values = torch.tensor([call.values for call in rows], dtype=torch.float64)
-        tune = len(rows) >= GROWTH * self.tuned
-        self.tuned = len(rows) if tune else self.tuned
+        worst = np.nanmin(values * self.objective.sign, axis=0) * self.objective.sign
+        values = torch.from_numpy(np.where(np.isnan(values), worst, values))
+        inputs = self.encoded(search, [call.smiles for call in search.calls])
+        tune = rows >= GROWTH * self.tuned
+        self.tuned = rows if tune else self.tuned
         for model, column in zip(self.models, values.T, strict=True):
             model.tune = tune
             model.prepare(inputs, column[:, None])

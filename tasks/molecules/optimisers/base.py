@@ -41,6 +41,6 @@ def readable(space: Space, smiles: Sequence[str]) -> list[str]:
 
 
 def parents(search: Search, count: int) -> list[str]:
-    """The best molecules so far, or the starts while none is feasible."""
+    """The best molecules so far; while none is feasible, those that fail the constraints least."""
     best = [smiles for _, smiles in search.ranked()[:count]]
-    return best or [molecule.smiles for molecule in search.starts][:count]
+    return best or sorted(search.known, key=lambda smiles: search.known[smiles].violation)[:count]

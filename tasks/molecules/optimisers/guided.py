@@ -21,9 +21,10 @@ def writers(space: Space, draws: Draws, *, temperature: float, noise: tuple[floa
     """Ways to write molecules near some others: drawn by the decoder, decoded from noise, mutated and crossed as graphs."""
 
     def sample(best: list[str], count: int) -> list[str]:
-        copies = -(-count // len(best))
-        found = space.neighbours(space.encode(best), copies, temperature=temperature, generator=draws.torch)
-        return [found[i] for i in draws.numpy.permutation(len(found))[:count]]
+        # whole groups only: what the decoder writes is proposed, so nothing is written to be thrown away
+        copies = max(1, count // len(best))
+        some = [best[i] for i in draws.numpy.permutation(len(best))[: count // copies]]
+        return space.neighbours(space.encode(some), copies, temperature=temperature, generator=draws.torch)
 
     def perturb(best: list[str], count: int) -> list[str]:
         codes = space.encode(best)[draws.numpy.integers(len(best), size=count)]
@@ -96,7 +97,9 @@ class Guided:
             shares = bandit.share(usable, count, 8, draws.numpy)
             origin: dict[str, str] = {}
             for way, some in shares.items():
-                for name in search.look(ways[way](near[way], some)):
+                found = search.look(ways[way](near[way], some))
+                shares[way] = len(found)
+                for name in found:
                     if name is not None and search.worthy(name):
                         origin.setdefault(name, way)
             search.ask(self.promising(search, model, origin, max(self.asked, round(count / spare)), draws))
