@@ -676,3 +676,15 @@ def test_two_processes_share_the_starts_and_the_ledger(tmp_path):
         found.append(json.loads(done.stdout))
     assert found[0]["best"] == found[1]["best"]
     assert found[0]["ledger"] == found[1]["ledger"]
+
+
+def test_rdkit_speaks_again_after_the_graph_operators():
+    import random
+
+    from rdkit import rdBase
+
+    from tasks.molecules.optimisers.graph import children
+
+    before = rdBase.LogStatus()
+    assert len(children([IBUPROFEN, PARACETAMOL], 6, 0.5, random.Random(0))) == 6
+    assert rdBase.LogStatus() == before

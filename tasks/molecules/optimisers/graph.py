@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from random import Random
 
@@ -19,16 +21,31 @@ def children(best: list[str], count: int, mutation: float, rng: Random) -> list[
     those of the library `mol_ga`, have none, and a child that may grow for ever soon does. Parents beyond that law may have
     children that are no larger than they are.
     """
-    from mol_ga.graph_ga.gen_candidates import mutate, reproduce
-    from rdkit import rdBase
-
     found = []
-    with rdBase.BlockLogs():
+    with silenced():
+        from mol_ga.graph_ga.gen_candidates import mutate, reproduce
+
         for _ in range(count):
             first, second = rng.choice(best), rng.choice(best)
             child = mutate(first, rng) if first == second else reproduce(first, second, mutation, rng)
             found.append(child if child and fits(heavy_atoms(child), (first, second), rng) else "")
     return found
+
+
+@contextmanager
+def silenced() -> Iterator[None]:
+    """No messages of RDKit inside, and afterwards those that there were before: `mol_ga` turns them off for good."""
+    from rdkit import rdBase
+
+    spoke = [
+        log for log, _, status in (line.partition(":") for line in rdBase.LogStatus().split()) if status == "enabled"
+    ]
+    try:
+        with rdBase.BlockLogs():
+            yield
+    finally:
+        for log in spoke:
+            rdBase.EnableLog(log)
 
 
 def fits(size: int, own: tuple[str, str], rng: Random) -> bool:
