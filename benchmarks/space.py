@@ -30,9 +30,7 @@ def written(found: Space, codes: Codes, setting: tuple[str, float], generator: t
     kind, value = setting
     if kind == "T":
         return found.neighbours(codes, COPIES, temperature=value, generator=generator)
-    values, mask = codes.values.repeat_interleave(COPIES, 0), codes.mask.repeat_interleave(COPIES, 0)
-    noise = torch.randn(values.shape, generator=generator)
-    return found.decode(Codes(values + value * codes.scale * noise, mask))
+    return found.decode(codes.perturbed(COPIES, (value, value), generator))
 
 
 def facts(starts: list[Molecule], texts: list[str], seconds: float) -> dict[str, float]:

@@ -51,20 +51,23 @@ def strangeness(model: Reprogrammed, inputs: Sequence[Any]) -> np.ndarray:
 
     Raises: ValueError for a model without a Gaussian process.
     """
-    members = model.mapping.members if isinstance(model.mapping, Stack) else [model.mapping]
+    return strange(model.mapping, features_of(model, model.encode(list(inputs))))
+
+
+def strange(mapping: nn.Module, features: Tensor) -> np.ndarray:
+    """`strangeness` (B,) of source features (B, S)."""
+    members = mapping.members if isinstance(mapping, Stack) else [mapping]
     processes = [member for member in members if isinstance(member, GaussianProcess) and len(member.support)]
     if not processes:
         raise ValueError("expected a model with a Gaussian process, got none; its domain is not known")
-    features = features_of(model, model.encode(list(inputs)))
     return np.mean([share_less_strange(process, features) for process in processes], axis=0)
 
 
 def share_less_strange(process: GaussianProcess, features: Tensor) -> np.ndarray:
-    support = process.support.double()
+    """Share (B,) of a process's support rows that the others explain better than they explain each input."""
+    support, inputs = process.support.double(), process.select(features)
     prior = process.kernel(support, support)
     precision = torch.linalg.inv(prior + process.noise * torch.eye(len(prior), dtype=torch.float64))
     left_out = ((1 / precision.diagonal() - process.noise) / prior.diagonal()).sort().values
-    inputs = process.select(features)
-    own = torch.stack([process.kernel(row[None], row[None])[0, 0] for row in inputs])
-    found = process.covariance(features).diagonal() / own
+    found = process.covariance(features).diagonal() / process.kernel(inputs, inputs).diagonal()
     return (torch.searchsorted(left_out.contiguous(), found.contiguous()).double() / len(left_out)).numpy()

@@ -7,17 +7,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from reprogram.errors import DataError
+from reprogram.features import features_of
+from reprogram.mapping import probabilities
 from reprogram.model import Reprogrammed
-from reprogram.train import predict
-from reprogram.uncertainty import deviation, strangeness
+from reprogram.uncertainty import deviation, strange, strangeness, variance
 from tasks.molecules.oracles import Oracle
 
 
 def artefact(
     folder: str | Path | Reprogrammed, *, target: str | None = None, maximise: bool = True, caution: float = 0.0,
-    domain: float | None = 0.95, batch: int = 64,
+    domain: float | None = 0.95, batch: int = 64, timeout: float | None = None,
 ) -> Oracle:  # fmt: skip
     """The predictions of the model in `folder`, which stay predictions: the column says so.
 
@@ -26,11 +28,13 @@ def artefact(
         caution: standard deviations taken off a prediction that is to be large, put on one that is to be small.
         domain: share of the training molecules that a molecule may be stranger than (`reprogram.uncertainty`); beyond it
             the oracle does not answer (NaN), so a search does not leave for where the model is wrong. None: no limit.
+        batch, timeout: those of `Oracle`.
 
     Raises: DataError for an unknown target, a limit for a model whose domain is not known, or caution with a model that
     does not know how sure it is.
     """
     model = folder if isinstance(folder, Reprogrammed) else Reprogrammed.from_pretrained(folder)
+    model.eval()
     about = model.metadata.get("task", {})
     column, name = chosen(model, about, target)
     if domain is not None:
@@ -45,23 +49,27 @@ def artefact(
             "process on classes; pass caution=0, or train with source='auto', which stacks readouts"
         )
 
+    @torch.no_grad()
     def values(smiles: list[str]) -> np.ndarray:
         found = np.full(len(smiles), np.nan)
-        fine = [i for i, text in enumerate(smiles) if encodable(model, text)]
+        records = [encoded(model, text) for text in smiles]
+        fine = [i for i, record in enumerate(records) if record is not None]
         if not fine:
             return found
-        inputs = [smiles[i] for i in fine]
-        answer = predict(model, inputs)[:, column]
+        features = features_of(model, [record for record in records if record is not None])  # once for all questions
+        answer = probabilities(model.mapping.kind, model.mapping(features))[:, column].double().numpy()
         if caution:
-            spread = deviation(model, inputs)
+            spread = variance(model.mapping, features).sqrt().numpy()
             answer = answer + (-caution if maximise else caution) * spread[:, min(column, spread.shape[1] - 1)]
         if domain is not None:
-            answer = np.where(strangeness(model, inputs) <= domain, answer, np.nan)
+            answer = np.where(strange(model.mapping, features) <= domain, answer, np.nan)
         found[fine] = answer
         return found
 
     identity = f"predicted_{name} {fingerprint(model, [column, caution, domain, maximise])}"
-    return Oracle(values, f"predicted_{name}", maximise=maximise, batch=batch, failing=True, identity=identity)
+    return Oracle(
+        values, f"predicted_{name}", maximise=maximise, batch=batch, timeout=timeout, failing=True, identity=identity
+    )
 
 
 def fingerprint(model: Reprogrammed, options: list[Any]) -> str:
@@ -85,10 +93,9 @@ def chosen(model: Reprogrammed, about: dict, target: str | None) -> tuple[int, s
     return names.index(target), target
 
 
-def encodable(model: Reprogrammed, smiles: str) -> bool:
-    """Whether the model's source takes the molecule."""
+def encoded(model: Reprogrammed, smiles: str) -> Any | None:
+    """The record of a molecule that the model's source takes, else None."""
     try:
-        model.encode([smiles])
+        return model.encode([smiles])[0]
     except ValueError:
-        return False
-    return True
+        return None

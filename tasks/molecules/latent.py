@@ -29,6 +29,20 @@ class Codes:
     def __getitem__(self, rows: Any) -> Codes:
         return Codes(self.values[rows], self.mask[rows])
 
+    def like(self, points: Tensor) -> Codes:
+        """Other values (n, …) for the tokens of this one point."""
+        return Codes(points.view(-1, *self.values.shape[1:]), self.mask.expand(len(points), -1))
+
+    def perturbed(self, copies: int, noise: tuple[float, float], generator: torch.Generator | None = None) -> Codes:
+        """`copies` of every point, point by point, each with Gaussian noise of a width drawn between both numbers.
+
+        Widths are in standard deviations of the codes (`scale`).
+        """
+        values, mask = self.values.repeat_interleave(copies, 0), self.mask.repeat_interleave(copies, 0)
+        low, high = noise
+        width = low + (high - low) * torch.rand(len(values), 1, 1, generator=generator)
+        return Codes(values + width * self.scale * torch.randn(values.shape, generator=generator), mask)
+
     @property
     def scale(self) -> float:
         """Standard deviation of the values that stand for a token: the unit of a perturbation."""

@@ -190,7 +190,7 @@ def oracle(
     if Path(text).is_dir():
         from tasks.molecules.artefact_oracle import artefact
 
-        return artefact(text, maximise=maximise)
+        return artefact(text, maximise=maximise, timeout=timeout)
     names = ", ".join([*PROPERTIES, *guacamol()])
     raise DataError(
         f"expected an objective among {names}, an artefact's folder or command:..., got {short(text)}; see README"

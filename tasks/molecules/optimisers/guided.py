@@ -6,9 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
-import torch
 
-from tasks.molecules.latent import Codes, Space
+from tasks.molecules.latent import Space
 from tasks.molecules.optimisers.base import Draws, parents, readable
 from tasks.molecules.optimisers.graph import children
 from tasks.molecules.search import Search
@@ -28,9 +27,7 @@ def writers(space: Space, draws: Draws, *, temperature: float, noise: tuple[floa
 
     def perturb(best: list[str], count: int) -> list[str]:
         codes = space.encode(best)[draws.numpy.integers(len(best), size=count)]
-        width = noise[0] + (noise[1] - noise[0]) * torch.rand(count, 1, 1, generator=draws.torch)
-        moved = codes.values + width * codes.scale * torch.randn(codes.values.shape, generator=draws.torch)
-        return space.decode(Codes(moved, codes.mask))
+        return space.decode(codes.perturbed(1, noise, draws.torch))
 
     def graph(best: list[str], count: int) -> list[str]:
         return children(best, count, 0.5, draws.python)

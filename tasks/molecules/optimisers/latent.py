@@ -98,13 +98,12 @@ class QMO:
 
     def descend(self, code: Codes, search: Search, space: Space, draws: Draws) -> None:
         """One restart."""
-        scale, shape = code.scale, code.values.shape[1:]
+        scale = code.scale
         z = torch.nn.Parameter(code.values[0].flatten().clone())
         optimizer = torch.optim.Adam([z], lr=self.rate * scale)
 
         def asked(points: torch.Tensor) -> torch.Tensor:
-            many = Codes(points.view(-1, *shape), code.mask.expand(len(points), -1))
-            return losses(search, search(space.decode(many), "probe"), self.weight)
+            return losses(search, search(space.decode(code.like(points)), "probe"), self.weight)
 
         for _ in range(self.steps):
             here = asked(z.detach()[None])[0]
@@ -143,9 +142,8 @@ class LatentCMA:
             )
             while not strategy.stop():
                 asked = strategy.ask()
-                points = torch.from_numpy(np.stack(asked)).float().view(-1, *code.values.shape[1:])
-                many = Codes(points, code.mask.expand(len(points), -1))
-                found = losses(search, search(space.decode(many), "cma-es"), self.weight)
+                points = code.like(torch.from_numpy(np.stack(asked)).float())
+                found = losses(search, search(space.decode(points), "cma-es"), self.weight)
                 strategy.tell(asked, found.tolist())
 
 
@@ -163,10 +161,5 @@ class LatentEvolution:
         own = readable(space, [molecule.smiles for molecule in search.starts])
         while True:
             best = readable(space, parents(search, self.parents)) or own[: self.parents]
-            codes = space.encode(best)
             copies = self.parents * self.children // len(best)
-            values, mask = codes.values.repeat_interleave(copies, 0), codes.mask.repeat_interleave(copies, 0)
-            low, high = self.noise
-            width = low + (high - low) * torch.rand(len(values), 1, 1, generator=draws.torch)
-            noise = torch.randn(values.shape, generator=draws.torch)
-            search(space.decode(Codes(values + width * codes.scale * noise, mask)), "noise")
+            search(space.decode(space.encode(best).perturbed(copies, self.noise, draws.torch)), "noise")
