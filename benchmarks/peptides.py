@@ -5,7 +5,8 @@
     python -m benchmarks.peptides --table                                the Markdown table of what has been measured
 
 Each source is read by its default program (one free embedding per amino acid) and readouts, beside its linear probe, the
-same readouts without a program, its random-weight twin, and program and readouts without a network.
+same readouts without a program, its random-weight twin, and program and readouts without a network; then what the product
+picks by itself, with and without a program, and the baselines.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ def chosen(sources: list[str]) -> list[Method]:
     for source in sources:
         known = methods(source, modality="peptides", table=TABLE)
         found += [replace(known[name], name=f"{name} {source}") for name in OWN]
+    found += [known["auto"], known["auto-frozen"]]
     return [*found, *(m for m in known.values() if m.group == "baseline" and m.cost == "fast")]
 
 
@@ -51,6 +53,7 @@ def main() -> None:
     rows = measure("peptides", options, cells, task_of, lambda cell: chosen(options.sources), table=TABLE)
     steps = [[f"{name} {source}", f"reprogrammed {source}"] for source in options.sources for name in OWN[1:]]
     steps += [["forest-composition", f"reprogrammed {source}"] for source in options.sources]
+    steps += [["forest-composition", "auto-frozen"], ["reprogrammed minilm", "auto-frozen"], ["auto-frozen", "auto"]]
     print(ordering(rows, ("labels",), "roc_auc", steps))
 
 

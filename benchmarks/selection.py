@@ -28,7 +28,7 @@ from tasks.baselines import Method, Prediction
 from tasks.features import FeatureTable
 from tasks.images import digits, fashion_mnist
 from tasks.molecules import load_task
-from tasks.peptides import antimicrobial, composition_source, descriptor_source
+from tasks.peptides import antimicrobial, descriptor_source
 from tasks.series import ucr
 from tasks.task import Task
 
@@ -92,7 +92,7 @@ def peptide_sources() -> list[Source]:
     """The same networks on letters, beside composition and scales."""
     networks = [load(name) for name in ("chemnet", "minilm")]
     twins = [source.randomised(0) for source in networks]
-    programmed, own = load("annalog"), [composition_source(), descriptor_source()]
+    programmed, own = load("annalog"), [load("composition"), descriptor_source()]
     return [programmed.randomised(0), programmed, *map(fixed, [*networks, *twins, *own])]
 
 

@@ -29,7 +29,7 @@ from reprogram.train import History, default_accelerator, fit
 
 SOURCES = {
     "molecules": ("minimol", "descriptors", "morgan"),
-    "peptides": ("minilm",),
+    "peptides": ("minilm", "composition"),
     "reactions": ("rxnfp",),
     "texts": ("minilm",),
     "images": ("efficientnet-lite0",),

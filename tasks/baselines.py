@@ -8,7 +8,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from reprogram.auto import default_sources
+from reprogram.auto import SOURCES, default_sources
 from reprogram.errors import DataError
 from reprogram.sources import Source
 from tasks.comparison import Comparison, Row
@@ -42,15 +42,15 @@ def methods(
 ) -> dict[str, Method]:
     """Every control and baseline beside the reprogrammed `source`, by name; `modality` is that of the task.
 
-    `source="auto"` runs them on the usual source of the modality, for images at a size that fits `inputs`; for molecules
-    what the product picks by itself is then a fast method. `table` is
-    where frozen features are kept; `epochs` shortens whatever is trained by gradient. With a folder `checkpoints`, for
-    one task and seed, a program that two methods need ("reprogrammed" and "auto") is trained by the first of them.
+    `source="auto"` runs them on the usual source of the modality, for images at a size that fits `inputs`; what the
+    product picks by itself where a modality has several sources is then a fast method. `table` is where frozen
+    features are kept; `epochs` shortens whatever is trained by gradient. With a folder `checkpoints`, for one task and
+    seed, a program that two methods need ("reprogrammed" and "auto") is trained by the first of them.
     """
     auto, table = source == "auto", table or FeatureTable()
     width = len(inputs[0]) if modality == "tables" and len(inputs) else 0
     kit = Kit(table, usual(modality, inputs, table) if auto else source, epochs, checkpoints, modality, width)
-    picked = kit.picked("fast" if auto else "slow") if modality == "molecules" else []
+    picked = kit.picked("fast" if auto else "slow") if len(SOURCES.get(modality, ())) > 1 else []
     without_source = getattr(kit, modality, list)()
     return {method.name: method for method in [*picked, *kit.own(), *without_source, *kit.tuned()]}
 

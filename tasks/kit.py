@@ -82,9 +82,9 @@ class Kit:
 
     def peptides(self) -> list[Method]:
         """What needs no language model: composition and physicochemical scales."""
-        from tasks.peptides import composition_source, descriptor_source
+        from tasks.peptides import descriptor_source
 
-        counts, scales = composition_source(), descriptor_source()
+        counts, scales = self.table.source("composition"), descriptor_source()
         return [
             self.fixed("forest-composition", "baseline", [Learner((counts,), forest)], "amino-acid composition, random forest"),
             self.fixed("ridge-composition", "baseline", [Learner((counts,), ridge)], "amino-acid composition, ridge"),

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from reprogram.errors import DataError
+from reprogram.sources.composition import AMINO_ACIDS
 from tasks.labels import short
-from tasks.peptides import AMINO_ACIDS
 
 
 class Picture(str):

@@ -113,7 +113,8 @@ Keep = Annotated[list[str] | None, typer.Option(help="SMARTS that must stay.")]
 Forbid = Annotated[list[str] | None, typer.Option(help="SMARTS that must not appear.")]
 AlertsOption = Annotated[bool, typer.Option("--alerts", help="No PAINS or Brenk alert that the start does not have.")]
 Prefer = Annotated[
-    str | None, typer.Option(help="Of several objectives: weighted:1,0.5, lexicographic:0.9,-3 (goals) or pareto.")
+    str | None,
+    typer.Option(help="Of several objectives: pareto (default), weighted:1,0.5 or lexicographic:0.9,-3 (goals)."),
 ]
 Method = Annotated[str, typer.Option(help="guided, evolution, graph-ga, sampling, qmo, cma-es or latent-evolution.")]
 Goal = Annotated[

@@ -14,7 +14,6 @@ from reprogram.sources import FeatureCodec, Features, Source
 from tasks.arrays import from_arrays
 from tasks.task import Task
 
-AMINO_ACIDS = tuple("ACDEFGHIKLMNPQRSTVWY")
 SCALES = 110  # numbers per sequence in `descriptors`
 INSTALL = "pip install --no-deps modlamp"
 
@@ -44,13 +43,6 @@ def antimicrobial(*, seed: int = 0, **options: Any) -> Task:
     return from_arrays(table["sequence"].tolist(), table["label"].tolist(), modality="peptides", seed=seed, **options)
 
 
-def composition(sequences: Sequence[str]) -> np.ndarray:
-    """(n, 21): the share of each amino acid, and log of the length."""
-    counts = np.array([[sequence.count(letter) for letter in AMINO_ACIDS] for sequence in sequences], dtype=np.float32)
-    lengths = np.array([[len(sequence)] for sequence in sequences], dtype=np.float32)
-    return np.concatenate([counts / lengths, np.log(lengths)], axis=1)
-
-
 def descriptors(sequences: Sequence[str]) -> np.ndarray:
     """(n, D): the physicochemical scales of the package `peptides`, averaged over each sequence, and its global values.
 
@@ -67,12 +59,6 @@ def descriptors(sequences: Sequence[str]) -> np.ndarray:
                  peptide.instability_index(), peptide.molecular_weight(), peptide.hydrophobic_moment()]  # fmt: skip
         rows.append([*peptide.descriptors().values(), *whole])
     return np.asarray(rows, dtype=np.float32)
-
-
-def composition_source() -> Source:
-    """`composition` as a frozen source of features."""
-    names = [*AMINO_ACIDS, "log length"]
-    return Source(Features(names), FeatureCodec(composition), name="composition", takes="features", width=len(names))
 
 
 def descriptor_source() -> Source:

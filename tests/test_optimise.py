@@ -161,7 +161,7 @@ def test_a_folder_tells_one_oracle_from_another(tmp_path):
     assert optimize(["CCCO"], "logp", **options).runs == first.runs
     one, two = (Objective([oracle(f"command:python score.py --ph {ph}")]) for ph in (5, 7))
     assert one.names == two.names == ["score"]
-    assert one.key("CCO") != two.key("CCO")
+    assert one.keys("CCO") != two.keys("CCO")
 
 
 def test_a_method_of_ones_own_goes_on(tmp_path):
@@ -310,6 +310,7 @@ def test_a_pair_of_functions_is_a_space():
 
     pair = PairSpace(encode, decode, spread=3.0)
     assert pair.decode(pair.encode(["CCO"])) == ["CCO"]
+    assert space((encode, decode)).name != space((encode, str)).name  # a run's folder tells them apart
     result = optimize(words[3:6], "logp", (), budget=15, space=(encode, decode), method="evolution", progress=False)
     assert result.runs[0].ranked[0][0] > PROPERTIES["logp"](Chem.MolFromSmiles(words[5]))
     with pytest.raises(DataError, match="annalog, a folder"):
@@ -427,6 +428,35 @@ def test_what_was_answered_before_a_failure_is_kept():
         target.evaluate(["C", "CC", "CCC", "CCCC"])
     assert target.evaluate(["C", "CC", "CCC", "CCCC"])[:, 0].tolist() == [1, 2, 3, 4]
     assert asked == ["C", "CC", "CCC", "CCC", "CCCC"]
+
+
+@pytest.mark.parametrize("error", [TimeoutError("busy"), RuntimeError("no licence")])
+def test_an_oracle_is_not_asked_again_because_another_failed(error):
+    first, second = [], []
+
+    def cheap(smiles):
+        second.append(len(smiles))
+        if len(second) == 1:
+            raise error
+        return [1.0] * len(smiles)
+
+    def dear(smiles):
+        first.extend(smiles)
+        return [float(len(one)) for one in smiles]
+
+    target = Objective([dear, cheap], wait=0.0)
+    if isinstance(error, RuntimeError):
+        with pytest.raises(DataError, match="no licence"):
+            target.evaluate(["C", "CC"])
+    assert target.evaluate(["C", "CC", "C"]).tolist() == [[1, 1], [2, 1], [1, 1]]
+    assert first == ["C", "CC"] and second == [2, 2]
+    assert target.ledger.queries == 4  # both attempts were paid for
+
+
+def test_several_objectives_have_no_sum():
+    values = np.array([[0.9, 3.0], [0.2, 900.0], [0.1, 2.0]])
+    ranks = Objective(["qed", "weight"]).fitness(values)
+    assert ranks.argmin() == 2 and np.trunc(ranks[:2]).tolist() == [0, 0]
 
 
 def test_an_outage_is_not_taken_for_a_spent_budget():
@@ -569,6 +599,7 @@ def test_a_model_does_not_answer_where_it_knows_nothing(soluble, annalog):
     assert found.name.startswith("predicted_")
     assert np.isnan(found(strange)).all() and np.isfinite(found(known)).all()
     cautious = artefact(soluble, caution=1.0)(known)
+    assert "lower_bound" in artefact(soluble, caution=1.0).name
     assert np.allclose(cautious, found(known) - deviation(soluble, known)[:, 0])
     result = optimize(["CCCCO"], found, (Similarity(0.2),), budget=25, space=annalog, progress=False)
     fine = [smiles for _, smiles in result.runs[0].ranked]

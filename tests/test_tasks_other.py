@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 
 from reprogram.errors import DataError
+from reprogram.sources.composition import AMINO_ACIDS, composition
 from tasks.arrays import from_arrays
 from tasks.baselines import methods
 from tasks.features import FeatureTable
 from tasks.images import FASHION, digits, fashion_mnist, flat_pixels, from_dataset, image_folder, sized
-from tasks.peptides import AMINO_ACIDS, antimicrobial, composition
+from tasks.peptides import antimicrobial
 from tasks.tables import TABLES, from_frame, table
 
 

@@ -153,6 +153,10 @@ ENTRIES = {
             f"{HERE}.descriptors:load_morgan", "Morgan substructure counts, radius 2, folded to 2048",
             "Rogers and Hahn, Extended-Connectivity Fingerprints, 2010, doi:10.1021/ci100050t",
         ),
+        Entry(
+            "composition", "peptide", 0, 0.0, "Apache-2.0", ("reprogram",), "reprogram", "pip install reprogram",
+            f"{HERE}.composition:load", "share of each amino acid and log of the length", "none",
+        ),
     )
 }  # fmt: skip
 

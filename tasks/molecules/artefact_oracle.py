@@ -25,7 +25,8 @@ def artefact(
 
     Args:
         target: a target column, or for classes the name of a class; the first target, or the last class, by default.
-        caution: standard deviations taken off a prediction that is to be large, put on one that is to be small.
+        caution: standard deviations taken off a prediction that is to be large, put on one that is to be small; the
+            column is then called a bound.
         domain: share of the training molecules that a molecule may be stranger than (`reprogram.uncertainty`); beyond it
             the oracle does not answer (NaN), so a search does not leave for where the model is wrong. None: no limit.
         batch, timeout: those of `Oracle`.
@@ -66,10 +67,9 @@ def artefact(
         found[fine] = answer
         return found
 
+    label = f"predicted_{name}" if not caution else f"predicted_{'lower' if maximise else 'upper'}_bound_{name}"
     identity = f"predicted_{name} {fingerprint(model, [column, caution, domain, maximise])}"
-    return Oracle(
-        values, f"predicted_{name}", maximise=maximise, batch=batch, timeout=timeout, failing=True, identity=identity
-    )
+    return Oracle(values, label, maximise=maximise, batch=batch, timeout=timeout, failing=True, identity=identity)
 
 
 def fingerprint(model: Reprogrammed, options: list[Any]) -> str:

@@ -222,7 +222,7 @@ def space(what: Any = "annalog") -> Space:
     if isinstance(what, str):
         return AnnalogSpace() if what == "annalog" else HubSpace(what)
     if isinstance(what, tuple) and len(what) == 2:
-        return PairSpace(*what)
+        return PairSpace(*what, name=" ".join(["pair", *(getattr(f, "__qualname__", type(f).__name__) for f in what)]))
     if all(hasattr(what, name) for name in ("encode", "decode", "neighbours", "refuses")):
         return what
     raise DataError(f"expected annalog, a folder, a hub id or (encode, decode), got {short(what)}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ import numpy as np
 from reprogram.errors import DataError
 from reprogram.sources.black_box import attempted
 from reprogram.sources.ledger import Ledger
-from tasks.molecules.oracles import oracle
+from tasks.molecules.oracles import Oracle, oracle
 
 Preference = Callable[[np.ndarray], np.ndarray]
 # columns of the results, in which an objective of that name would write over something else
@@ -81,11 +81,16 @@ def crowding(front: np.ndarray) -> np.ndarray:
     return distance
 
 
+def keyed(one: Oracle, smiles: str) -> bytes:
+    """What a ledger knows an oracle's value of a molecule by: another oracle asks anew."""
+    return hashlib.sha256(f"{one.identity}\n{smiles}".encode()).digest()
+
+
 class Objective:
     """One or several oracles and what their values together are worth.
 
     `prefer` turns values (n, k), signed so that larger is better, into fitness (n,); it may compare the rows, as Pareto
-    ranks do. A molecule asked is one query of the `ledger`, whatever the number of oracles, and is never asked twice; a
+    ranks do, and is `Pareto` for several oracles: values in different units have no sum. A molecule asked is one query of the `ledger`, whatever the number of oracles, and is never asked twice; a
     call without an answer is repeated `retries` times after `wait`, 2 `wait`, … seconds, and every attempt is paid for.
 
     Raises: DataError for no oracle, two of one name, or a nameless function with a ledger that outlives it; what the oracles raise; BudgetError from the ledger.
@@ -105,7 +110,7 @@ class Objective:
                 "write tasks.molecules.Oracle(function, 'another name')"
             )
         self.sign = np.array([1.0 if one.maximise else -1.0 for one in self.oracles])
-        self.prefer = prefer or Weighted((1.0,) * len(self.oracles))
+        self.prefer = prefer or (Weighted((1.0,)) if len(self.oracles) == 1 else Pareto())
         rows = len(getattr(self.prefer, "weights", getattr(self.prefer, "goals", self.names)))
         if rows != len(self.names):
             raise DataError(f"expected a number in {self.prefer} for each of {', '.join(self.names)}, got {rows}")
@@ -119,40 +124,44 @@ class Objective:
 
     def evaluate(self, smiles: Sequence[str]) -> np.ndarray:
         """Values (n, k) as the oracles gave them; only what was never asked is asked."""
-        keys = [self.key(text) for text in smiles]
-        known = self.ledger.known(keys)
-        new = {key: text for key, text in zip(keys, smiles, strict=True) if key not in known}
-        fresh, size = list(new), min(one.batch for one in self.oracles)
-        for first in range(0, len(fresh), size):
-            known |= self.answered({key: new[key] for key in fresh[first : first + size]})
-        self.ledger.add("hits", len(keys) - len(new))
-        return np.stack([np.frombuffer(known[key], dtype=np.float64) for key in keys])
+        known = self.known(smiles)
+        new = [text for text in dict.fromkeys(smiles) if not known.keys() >= set(self.keys(text))]
+        size = min(one.batch for one in self.oracles)
+        for first in range(0, len(new), size):
+            known |= self.answered(new[first : first + size], known)
+        self.ledger.add("hits", len(smiles) - len(new))
+        return np.array([[np.frombuffer(known[key])[0] for key in self.keys(text)] for text in smiles])
 
-    def answered(self, new: dict[bytes, str]) -> dict[bytes, bytes]:
-        """One call's values by key, remembered before the next call is made: it may fail."""
-        smiles = list(new.values())
-        values = attempted(
-            lambda: self.asked(smiles), self.ledger, len(smiles), self.retries, self.wait, "the objective"
-        )
-        fresh = {key: row.tobytes() for key, row in zip(new, values, strict=True)}
-        self.ledger.remember(fresh)
-        return fresh
+    def answered(self, smiles: list[str], known: Mapping[bytes, bytes]) -> dict[bytes, bytes]:
+        """One call's values by key. An oracle's answers are remembered before the next one is asked: it may fail."""
+        found: dict[bytes, bytes] = {}
+
+        def ask() -> dict[bytes, bytes]:
+            for one in self.oracles:
+                some = {key: text for text in smiles if (key := keyed(one, text)) not in known and key not in found}
+                fresh = {key: value.tobytes() for key, value in zip(some, one(list(some.values())), strict=True)}
+                self.ledger.remember(fresh)
+                found.update(fresh)
+            return found
+
+        return attempted(ask, self.ledger, len(smiles), self.retries, self.wait, "the objective")
 
     def affordable(self, smiles: Sequence[str]) -> int:
         """How many of these molecules, from the first, the ledger's budget allows; answered ones are free."""
-        known, left = self.ledger.known([self.key(text) for text in smiles]), self.ledger.left
+        known, left = self.known(smiles), self.ledger.left
         for count, text in enumerate(smiles):
-            left -= self.key(text) not in known
+            left -= not known.keys() >= set(self.keys(text))
             if left < 0:
                 return count
         return len(smiles)
 
-    def key(self, smiles: str) -> bytes:
-        """What the ledger knows a molecule's values by: other oracles ask anew."""
-        return hashlib.sha256("\n".join([*(one.identity for one in self.oracles), smiles]).encode()).digest()
+    def known(self, smiles: Sequence[str]) -> dict[bytes, bytes]:
+        """What the ledger knows of these molecules."""
+        return self.ledger.known([key for text in smiles for key in self.keys(text)])
 
-    def asked(self, smiles: list[str]) -> np.ndarray:
-        return np.stack([one(smiles) for one in self.oracles], axis=1)
+    def keys(self, smiles: str) -> list[bytes]:
+        """What the ledger knows a molecule's values by, oracle by oracle."""
+        return [keyed(one, smiles) for one in self.oracles]
 
     def enough(self, goal: float | None) -> float:
         """The fitness at which a search may stop: that of a value of the only objective; of several, the goal itself."""

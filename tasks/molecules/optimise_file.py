@@ -30,7 +30,7 @@ def optimize_file(
         objective: what `oracles.oracle` reads, one or several.
         within: "property:low:high", either bound may be empty.
         keep, forbid: SMARTS patterns.
-        prefer: "weighted:1,0.5", "lexicographic:0.9,-3" with a goal for each objective, or "pareto".
+        prefer: "weighted:1,0.5", "lexicographic:0.9,-3" with a goal for each objective, or "pareto", the default of several.
         timeout, failing: those of `oracles.Oracle`.
         cleaning: options of `tasks.molecules.Standardiser`.
         options: those of `optimize`.

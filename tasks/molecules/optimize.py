@@ -47,7 +47,7 @@ def optimize(
             counts when it is valid, feasible and new to its search.
         space: "annalog", a sequence-to-sequence model's folder or hub id, or a pair (encode, decode) of functions.
         method: a name of `tasks.molecules.optimisers.METHODS`, or an optimiser.
-        prefer: what several objectives are worth together: `Weighted`, `Lexicographic` or `Pareto`; their sum by default.
+        prefer: what several objectives are worth together: `Pareto` by default, `Weighted` or `Lexicographic`.
         goal: a start's search ends when its only objective reaches this value, or the fitness of several does.
         proposals: molecules a method may write in all, valid or not; ten times the budget by default.
         together: whether the starts are one population; by default they are unless a constraint compares with the start.
