@@ -1,0 +1,207 @@
+"""Auto-PGD: a step length that halves itself where the loss stops growing; no length to choose."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+
+import torch
+from torch import Tensor
+
+from adversarial.attacks.base import Attack
+from adversarial.attacks.gradient import sparse
+from adversarial.goals import Goal, Targeted, Untargeted
+from adversarial.probe import Probe
+from adversarial.streams import Streams
+from adversarial.threat import Region, Threat
+
+MOMENTUM, ENOUGH = 0.75, 0.75  # share of the plain step; share of steps that must raise the loss
+FIRST, SHRINK, LEAST = 0.22, 0.03, 0.06  # of the steps: first checkpoint, how much shorter each next, shortest
+SPARSE, SHORTER, SMALLEST, PERIOD, SETTLED = 0.2, 1.5, 10.0, 0.04, 0.95  # l1: first share of features, and its schedule
+
+
+@dataclass
+class State:
+    """What one restart knows of each sample that is left."""
+
+    rows: Tensor
+    region: Region
+    z: Tensor
+    before: Tensor
+    best: Tensor
+    gradient: Tensor
+    best_gradient: Tensor
+    loss: Tensor
+    best_loss: Tensor
+    length: Tensor  # (b,) of a step
+    rose: Tensor  # steps since the last checkpoint that raised the loss
+    checked: Tensor  # best loss at the last checkpoint
+    halved: Tensor  # whether the step was halved there
+    share: Tensor  # l1: of the features that move
+    support: Tensor  # l1: features changed at the last checkpoint
+
+    def keep(self, rows: Tensor) -> State:
+        return replace(self, **{field.name: getattr(self, field.name)[rows] for field in fields(self)})
+
+
+@dataclass(frozen=True)
+class APGD(Attack):
+    r"""Auto-PGD for linf, l2 and l1.
+
+    Steps have momentum; at checkpoints that come faster and faster a sample's step is halved, and it goes back to its best
+    point, when fewer than three quarters of the steps raised its loss, or neither step nor best loss changed. For l1 the
+    steps are sparse and the radius shrinks from three times eps to eps.
+
+    Args:
+        threat: a `Ball` (for l1 its radius is scaled), or anything else whose region is not l0.
+        steps: 100 in the paper.
+        restarts: random beginnings for those that are not broken yet.
+        loss: "ce" or "dlr", also "margin".
+        targets: with a number, so many classes that come next to the true one are each aimed at in turn; `loss` should then
+            be "dlr". A goal that is no class label is aimed at as it is.
+
+    Reference: Croce & Hein, ICML 2020, arXiv:2003.01690; l1: Croce & Hein, ICML 2021, arXiv:2103.01208.
+    Differs from the authors' code: the first check counts its last step too; a sample that is broken leaves at once, and so
+    does one that can no longer move.
+    """
+
+    threat: Threat
+    steps: int = 100
+    restarts: int = 1
+    loss: str = "ce"
+    targets: int = 0
+
+    def search(self, probe: Probe, streams: Streams) -> None:
+        if probe.region.norm == "l0":
+            raise ValueError("expected a threat of norm linf, l2 or l1 for APGD, got l0; use PGD or SigmaZero")
+        aims = [probe.goal]
+        if self.targets and isinstance(probe.goal, Untargeted):
+            aims = [Targeted(classes, probe.goal.labels) for classes in runners_up(probe, self.targets)]
+        for aim in aims:
+            for _ in range(self.restarts):
+                self.restart(probe, aim, streams)
+
+    def restart(self, probe: Probe, aim: Goal, streams: Streams) -> None:
+        """One run from random beginnings, for the samples that are left; `aim` gives the loss, the probe's goal the end."""
+        rows = probe.open
+        if not len(rows):
+            return
+        probe.forget_losses()
+        region = probe.region[rows]
+        if region.norm != "l1":
+            self.ascend(probe, aim, rows, region, begin(region, streams, rows), self.steps)
+            return
+        start = None
+        shares = (round(0.3 * self.steps), round(0.3 * self.steps))
+        for factor, steps in zip((3.0, 2.0, 1.0), (*shares, self.steps - sum(shares)), strict=True):
+            wide = replace(region, eps=factor * region.eps)
+            z = begin(wide, streams, rows) if start is None else wide.project(start)
+            left, best = self.ascend(probe, aim, rows, wide, z, max(steps, 1))
+            some = torch.isin(rows, left)
+            rows, region, start = rows[some], region[some], best
+            if not len(rows):
+                return
+
+    def ascend(
+        self, probe: Probe, aim: Goal, rows: Tensor, region: Region, z: Tensor, steps: int
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        """`steps` steps within a region; returns the rows that are not broken and their best points."""
+        size = region.low.shape[1]
+        gradient, loss = probe.gradient(z, rows, self.loss, aim)
+        state = State(
+            rows, region, z, z, z, gradient, gradient, loss, loss,
+            length=(1.0 if region.norm == "l1" else 2.0) * region.eps, rose=torch.zeros_like(rows), checked=loss.clone(),
+            halved=torch.ones_like(rows, dtype=torch.bool), share=torch.full_like(loss, SPARSE),
+            support=torch.full_like(loss, size),
+        )  # fmt: skip
+        period = max(int(FIRST * steps), 1) if region.norm != "l1" else max(int(PERIOD * steps), 1)
+        since = 0
+        for step in range(steps):
+            state = self.stepped(probe, aim, state, first=step == 0, last=step == steps - 1)
+            since += 1
+            if since == period:
+                if region.norm == "l1":
+                    self.adapt_sparse(state)
+                else:
+                    self.adapt(state, period)
+                    period = max(period - max(int(SHRINK * steps), 1), max(int(LEAST * steps), 1))
+                since = 0
+            keep = ~probe.reached[state.rows]
+            if not keep.all():
+                state = state.keep(keep)
+                if not len(state.rows):
+                    break
+        return state.rows, state.best
+
+    def stepped(self, probe: Probe, aim: Goal, state: State, *, first: bool, last: bool) -> State:
+        """One step with momentum, and what the model says there."""
+        region, wide = state.region, (-1, *(1,) * (state.z.ndim - 1))
+        length = state.length.view(wide)
+        if region.norm == "l1":
+            z = region.project(state.z + length * sparse(region, state.z, state.gradient, state.share))
+        else:
+            z = region.project(state.z + length * region.direction(state.gradient))
+            plain = 1.0 if first else MOMENTUM
+            z = region.project(state.z + plain * (z - state.z) + (1 - plain) * (state.z - state.before))
+        state.before, state.z, old = state.z, z, state.loss
+        if last:  # nobody asks for its gradient
+            state.loss = probe.losses(z, state.rows, self.loss, aim)
+        else:
+            state.gradient, state.loss = probe.gradient(z, state.rows, self.loss, aim)
+        state.rose = state.rose + (state.loss > old)
+        better = state.loss > state.best_loss
+        state.best_loss = torch.where(better, state.loss, state.best_loss)
+        state.best = torch.where(better.view(wide), z, state.best)
+        state.best_gradient = torch.where(better.view(wide), state.gradient, state.best_gradient)
+        return state
+
+    @staticmethod
+    def adapt(state: State, period: int) -> None:
+        """Halve the step where it no longer pays, and go back to the best point."""
+        stuck = state.rose <= ENOUGH * period
+        halve = stuck | (~state.halved & (state.best_loss <= state.checked))
+        state.length = torch.where(halve, state.length / 2, state.length)
+        wide = halve.view(-1, *(1,) * (state.z.ndim - 1))
+        state.z, state.gradient = (
+            torch.where(wide, state.best, state.z),
+            torch.where(wide, state.best_gradient, state.gradient),
+        )
+        state.loss = torch.where(halve, state.best_loss, state.loss)
+        state.halved, state.checked, state.rose = halve, state.best_loss.clone(), torch.zeros_like(state.rose)
+
+    @staticmethod
+    def adapt_sparse(state: State) -> None:
+        """l1: move fewer features when the change has become sparser, else shorten the step."""
+        changed = (state.region.steps(state.best) != 0).sum(1).to(state.share.dtype)
+        sparser = changed < SETTLED * state.support
+        state.share = changed / state.region.low.shape[1] / SHORTER
+        eps = state.region.eps
+        state.length = torch.where(sparser, eps, state.length / SHORTER).clamp(min=eps / SMALLEST, max=eps)
+        state.support = changed
+        wide = sparser.view(-1, *(1,) * (state.z.ndim - 1))
+        state.z, state.gradient = (
+            torch.where(wide, state.best, state.z),
+            torch.where(wide, state.best_gradient, state.gradient),
+        )
+        state.loss = torch.where(sparser, state.best_loss, state.loss)
+
+
+def runners_up(probe: Probe, count: int) -> list[Tensor]:
+    """The class with the highest logit but the true one for every clean input, then the next, at most `count` of them."""
+    order = probe.clean.scatter(1, probe.goal.labels[:, None], -torch.inf).argsort(dim=1, descending=True, stable=True)
+    return list(order[:, : min(count, order.shape[1] - 1)].T)
+
+
+def begin(region: Region, streams: Streams, rows: Tensor) -> Tensor:
+    """Where a run begins: uniform numbers scaled to touch the ball (linf), Gaussian ones of length eps (l2), or projected (l1)."""
+    size = region.low.shape[1]
+    if region.norm == "linf":
+        noise = 2 * streams.uniform(rows, size) - 1
+        noise = noise / noise.abs().amax(1, keepdim=True)
+        reach = torch.maximum(region.high, -region.low)
+        return region.project(
+            region.anchor + (noise * torch.minimum(reach, region.eps[:, None])).view_as(region.anchor)
+        )
+    noise = streams.normal(rows, size)
+    if region.norm == "l2":
+        noise = noise / noise.norm(dim=1, keepdim=True) * region.eps[:, None]
+    return region.project(region.anchor + noise.view_as(region.anchor))

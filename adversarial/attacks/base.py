@@ -1,0 +1,57 @@
+"""What every attack shares: the way it is called. Its own part is `search`."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from adversarial.goals import Goal, GoalError, goal_of
+from adversarial.probe import Keep, Probe, Result, inspected
+from adversarial.streams import Streams, seed_of
+from adversarial.threat import Threat
+
+
+class Attack(Protocol):
+    """`attack(model, x, y)` gives inputs of the threat around x (B, …) that the model gets wrong, x itself where it found none.
+
+    `model` is any module that returns logits (B, T), or an object with `logits`. `y` are classes (B,), or a `Goal`:
+    `Targeted`, `MultiLabel`, `LargerError`. What a sample comes to depends on the sample and the seed of `generator` only,
+    not on the others in its batch (up to the rounding of the model's own arithmetic). The model runs in evaluation mode
+    and is left as it was; the global random generator is not touched. A clean input that reaches the goal is its own
+    example.
+
+    `run` gives the whole `Result`, with success, distance and passes for each sample, in pieces of `batch_size`.
+
+    Raises: ThreatError and GoalError (both ValueError), each with one sentence.
+    """
+
+    keep: ClassVar[Keep] = "first"
+
+    threat: Threat
+
+    def search(self, probe: Probe, streams: Streams) -> None: ...
+
+    def __call__(self, model: nn.Module, x: Tensor, y: Tensor | Goal, **options: object) -> Tensor:
+        return self.run(model, x, y, **options).x_adv  # type: ignore[arg-type]
+
+    def run(
+        self, model: nn.Module, x: Tensor, y: Tensor | Goal, *, generator: torch.Generator | None = None,
+        batch_size: int = 1024, progress: bool = False,
+    ) -> Result:  # fmt: skip
+        from tqdm.auto import tqdm
+
+        if not len(x):
+            raise GoalError("expected at least one input, got none")
+        goal, seed = goal_of(y, len(x)), seed_of(generator)
+        pieces = torch.arange(len(x), device=x.device).split(batch_size)
+        bar = tqdm(pieces, desc=type(self).__name__, delay=2, disable=not progress)
+        with inspected(model, x):
+            return Result.joined([self.on(model, x[rows], goal[rows], seed) for rows in bar])
+
+    def on(self, model: nn.Module, x: Tensor, goal: Goal, seed: int) -> Result:
+        """One batch."""
+        probe = Probe(model, x, self.threat.around(x if x.dtype == torch.float64 else x.float()), goal, self.keep)
+        self.search(probe, Streams(probe.region.anchor, seed))
+        return probe.result()

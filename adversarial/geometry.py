@@ -1,0 +1,89 @@
+"""Projections on the intersection of a norm ball and a box, both around zero. Rows u (B, D), limits low <= 0 <= high (B, D)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def into_box(u: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    return torch.minimum(torch.maximum(u, low), high)
+
+
+def room(u: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """How far each coordinate may go in its own direction (B, D)."""
+    return torch.where(u >= 0, high, -low)
+
+
+def l1(u: Tensor, eps: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    r"""The nearest point of $\{\|d\|_1 \le \epsilon\} \cap [low, high]$, exactly; eps (B,).
+
+    It is $\operatorname{sign}(u)\,\min(\max(|u| - \lambda, 0), room)$; its norm falls with $\lambda$ in straight pieces that
+    end where a coordinate leaves the box or reaches zero, so sorting these points gives the multiplier.
+    Reference: Croce & Hein, "Mind the box: l1-APGD for sparse adversarial attacks", ICML 2021, arXiv:2103.01208.
+    """
+    clipped = into_box(u, low, high)
+    outside = clipped.abs().sum(1) > eps
+    if not outside.any():
+        return clipped
+    some, size = u[outside], u[outside].abs()
+    limit = room(some, low[outside], high[outside])
+    ends = torch.cat([size - limit, size], dim=1)  # the slope changes by -1 at the first, by +1 at the second
+    order = ends.argsort(1)
+    points = ends.gather(1, order)
+    change = torch.cat([-torch.ones_like(size), torch.ones_like(size)], dim=1).gather(1, order)
+    slope = change.cumsum(1)
+    norm = limit.sum(1, keepdim=True) + torch.cat(
+        [torch.zeros_like(points[:, :1]), (slope[:, :-1] * points.diff(dim=1)).cumsum(1)], dim=1
+    )
+    # the last point whose norm still exceeds eps; the multiplier lies on the piece that follows
+    last = (norm > eps[outside, None]).sum(1, keepdim=True).clamp(1) - 1
+    steep = slope.gather(1, last).clamp(max=-1.0)
+    multiplier = points.gather(1, last) + (eps[outside, None] - norm.gather(1, last)) / steep
+    found = some.sign() * torch.minimum((size - multiplier.clamp_min(0)).clamp_min(0), limit)
+    return clipped.index_put((outside,), found)
+
+
+def l2(u: Tensor, eps: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    r"""The nearest point of $\{\|d\|_2 \le \epsilon\} \cap [low, high]$, exactly; eps (B,).
+
+    It is $\operatorname{sign}(u)\,\min(s|u|, room)$ for one scale s in (0, 1]; coordinates reach the box in the order of
+    $room / |u|$, so sorting gives the scale.
+    """
+    clipped = into_box(u, low, high)
+    outside = clipped.norm(dim=1) > eps
+    if not outside.any():
+        return clipped
+    some, size = u[outside], u[outside].abs()
+    limit = room(some, low[outside], high[outside])
+    scale = eps[outside] / size.norm(dim=1)
+    found = some * scale[:, None]
+    over = (found.abs() > limit).any(1)
+    if over.any():  # only then does the box change anything
+        size, limit = size[over], limit[over]
+        ends, order = (limit / size.clamp_min(torch.finfo(u.dtype).tiny)).sort(1)
+        held = limit.gather(1, order).square().cumsum(1)
+        free = size.gather(1, order).square().flip(1).cumsum(1).flip(1)
+        norm = torch.cat([torch.zeros_like(held[:, :1]), held[:, :-1]], dim=1) + ends.square() * free
+        first = (norm < eps[outside][over, None].square()).sum(1, keepdim=True).clamp(max=norm.shape[1] - 1)
+        before = torch.where(first > 0, held.gather(1, (first - 1).clamp_min(0)), torch.zeros_like(held[:, :1]))
+        left = (eps[outside][over, None].square() - before).clamp_min(0)
+        s = (left / free.gather(1, first).clamp_min(torch.finfo(u.dtype).tiny)).sqrt()
+        found = found.index_put((over,), some[over].sign() * torch.minimum(s * size, limit))
+    return clipped.index_put((outside,), found)
+
+
+def l0(u: Tensor, eps: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """The nearest point of the box with at most `eps` coordinates that are not zero, exactly."""
+    clipped = into_box(u, low, high)
+    gain = u.square() - (u - clipped).square()  # what keeping a coordinate saves
+    rank = gain.argsort(1, descending=True).argsort(1)
+    return torch.where((rank < eps[:, None]) & (gain > 0), clipped, torch.zeros_like(u))
+
+
+def linf(u: Tensor, eps: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """The nearest point of the box; `Region` has taken eps (any shape) into its limits."""
+    return into_box(u, low, high)
+
+
+PROJECTIONS = {"linf": linf, "l2": l2, "l1": l1, "l0": l0}

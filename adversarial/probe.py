@@ -1,0 +1,193 @@
+"""A model under attack: asked for some rows at a time, every pass counted, the best point of each row remembered."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from adversarial.goals import Goal, GoalError
+from adversarial.threat import Region
+
+Keep = Literal["first", "nearest"]  # of several points that reach the goal
+
+
+@dataclass(frozen=True)
+class Result:
+    """What an attack came to, one row per sample.
+
+    x_adv: inputs that reach the goal; where none was found the clean input, never something in between.
+    success: whether the goal is reached, clean inputs that reach it by themselves (`natural`) included.
+    distance: norm of the threat's variables' change, 0 for clean inputs, infinity without success.
+    worst: the point of highest loss that was seen, a success or not (for training, and for regression).
+    forwards, backwards: passes of the model for this sample; `forwards` are the queries of an attack that uses no gradient.
+    blind: backward passes that brought no usable gradient (all zero, or not finite).
+    """
+
+    x_adv: Tensor
+    success: Tensor
+    natural: Tensor
+    distance: Tensor
+    worst: Tensor
+    loss: Tensor
+    forwards: Tensor
+    backwards: Tensor
+    blind: Tensor
+
+    @classmethod
+    def joined(cls, parts: list[Result]) -> Result:
+        return cls(*(torch.cat([getattr(part, f.name) for part in parts]) for f in fields(cls)))
+
+    @property
+    def robust_accuracy(self) -> float:
+        """Share of samples for which the attack failed."""
+        return 1 - float(self.success.float().mean())
+
+
+class Probe:
+    """The model, the region and the goal of one batch, asked row by row.
+
+    Every outputs that an attack sees pass through here, so a goal that is reached is never missed and never counted twice.
+    `keep`: "first" keeps the first point that reaches the goal, which then leaves the batch; "nearest" the one of least
+    distance.
+    """
+
+    def __init__(self, model: nn.Module, x: Tensor, region: Region, goal: Goal, keep: Keep = "first"):
+        self.model, self.region, self.goal, self.keep, self.dtype = model, region, goal, keep, x.dtype
+        zeros = torch.zeros(len(x), dtype=torch.long, device=x.device)
+        self.forwards, self.backwards, self.blind = zeros.clone(), zeros.clone(), zeros.clone()
+        self.reached = zeros.bool()
+        self.nearest = torch.full(x.shape[:1], torch.inf, dtype=region.anchor.dtype, device=x.device)
+        self.found, self.worst = region.anchor.clone(), region.anchor.clone()
+        self.loss = torch.full_like(self.nearest, -torch.inf)
+        self.rows = torch.arange(len(x), device=x.device)
+        clean = self.answered(region.anchor, self.rows)
+        goal.check(clean)
+        self.clean = clean
+        self.natural = goal.reached(clean)
+        self.record(region.anchor, self.rows, clean, goal.loss(clean, "margin"))
+
+    @property
+    def open(self) -> Tensor:
+        """Rows whose goal is not reached."""
+        return self.rows[~self.reached]
+
+    @property
+    def sound(self) -> Tensor:
+        """Rows that did not reach the goal by themselves."""
+        return self.rows[~self.natural]
+
+    def answered(self, z: Tensor, rows: Tensor) -> Tensor:
+        """The model's outputs (b, T) in float32 or better, counted."""
+        self.forwards[rows] += 1
+        answer = self.model(self.region.apply(z, rows).to(self.dtype))
+        outputs = logits_of(answer, len(rows))
+        if not bool(outputs.detach().isfinite().all()):
+            row = int(rows[(~outputs.isfinite()).any(1).nonzero()[0, 0]])
+            raise GoalError(f"expected finite logits from the model, got NaN or infinity for row {row}")
+        return outputs
+
+    @torch.no_grad()
+    def outputs(self, z: Tensor, rows: Tensor, loss: str = "margin") -> Tensor:
+        """Outputs (b, T) at these points, remembered where they are good."""
+        outputs = self.answered(z, rows)
+        self.record(z, rows, outputs, self.goal[rows].loss(outputs, loss))
+        return outputs
+
+    @torch.no_grad()
+    def losses(self, z: Tensor, rows: Tensor, loss: str = "margin", aim: Goal | None = None) -> Tensor:
+        """The loss (b,) at these points, remembered where they are good; that of `aim`, by default of the goal."""
+        outputs = self.answered(z, rows)
+        values = (aim or self.goal)[rows].loss(outputs, loss)
+        self.record(z, rows, outputs, values)
+        return values
+
+    def gradient(self, z: Tensor, rows: Tensor, loss: str, aim: Goal | None = None) -> tuple[Tensor, Tensor]:
+        """Gradient of the loss at these points, like z, and the loss (b,): one forward and one backward pass."""
+        z = z.detach().requires_grad_()
+        with torch.enable_grad():
+            outputs = self.answered(z, rows)
+            values = (aim or self.goal)[rows].loss(outputs, loss)
+            (gradient,) = torch.autograd.grad(values.sum(), z)
+        self.backwards[rows] += 1
+        self.blind[rows] += ~usable(gradient)
+        self.record(z.detach(), rows, outputs.detach(), values.detach())
+        return gradient.nan_to_num(0.0, 0.0, 0.0), values.detach()
+
+    @torch.no_grad()
+    def record(self, z: Tensor, rows: Tensor, outputs: Tensor, loss: Tensor) -> None:
+        """Remember points that reach the goal, and those of highest loss."""
+        reached = self.goal[rows].reached(outputs)
+        inside = self.region[rows].contains(z)  # some attacks come from outside
+        more = inside & (loss > self.loss[rows])
+        self.loss[rows[more]], self.worst[rows[more]] = loss[more].to(self.loss.dtype), z[more]
+        reached &= inside
+        if not reached.any():
+            return
+        some, points = rows[reached], z[reached]
+        distance = self.region[some].distance(points)
+        better = distance < self.nearest[some] if self.keep == "nearest" else ~self.reached[some]
+        some, points = some[better], points[better]
+        self.found[some], self.nearest[some], self.reached[some] = points, distance[better], True
+
+    def forget_losses(self) -> None:
+        """Values of another loss do not compare with those so far."""
+        self.loss.fill_(-torch.inf)
+
+    def result(self) -> Result:
+        """Everything in the model's own input space."""
+        found = self.region.apply(self.found, self.rows).to(self.dtype).detach()
+        worst = self.region.apply(self.worst, self.rows).to(self.dtype).detach()
+        return Result(
+            found, self.reached, self.natural, self.nearest, worst, self.loss, self.forwards, self.backwards, self.blind
+        )
+
+
+def usable(gradient: Tensor) -> Tensor:
+    """Whether each row's gradient is finite and not all zero (b,)."""
+    flat = gradient.flatten(1)
+    return flat.isfinite().all(1) & (flat != 0).any(1)
+
+
+def logits_of(answer: Any, rows: int) -> Tensor:
+    """Logits (B, T) of what a model returned: a tensor, the first of a tuple, or the `logits` of a mapping.
+
+    Raises: GoalError for anything else.
+    """
+    if hasattr(answer, "logits"):
+        answer = answer.logits
+    elif isinstance(answer, dict):
+        answer = answer.get("logits")
+    elif isinstance(answer, (tuple, list)) and answer:
+        answer = answer[0]
+    if not isinstance(answer, Tensor) or answer.ndim not in (1, 2) or len(answer) != rows:
+        shape = tuple(answer.shape) if isinstance(answer, Tensor) else type(answer).__name__
+        raise GoalError(f"expected logits ({rows}, classes) from the model, got {shape}; wrap it to return logits")
+    answer = answer if answer.ndim == 2 else answer[:, None]
+    return answer if answer.dtype == torch.float64 else answer.float()
+
+
+@contextmanager
+def inspected(model: nn.Module, x: Tensor) -> Iterator[None]:
+    """The model in evaluation mode inside, every module as it was afterwards.
+
+    Raises: GoalError when model and inputs lie on different devices or differ in precision.
+    """
+    if not x.is_floating_point():
+        raise GoalError(f"expected inputs of floating point, got {x.dtype}; scale them to the bounds first")
+    weight = next((p for p in model.parameters() if p.is_floating_point()), None)
+    if weight is not None and weight.device != x.device:
+        raise GoalError(f"expected inputs on the model's device {weight.device}, got {x.device}; move one of them")
+    if weight is not None and weight.dtype != x.dtype:
+        raise GoalError(f"expected inputs of the model's {weight.dtype}, got {x.dtype}; convert one of them")
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
