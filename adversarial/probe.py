@@ -23,7 +23,8 @@ class Result:
     x_adv: inputs that reach the goal; where none was found the clean input, never something in between.
     success: whether the goal is reached, clean inputs that reach it by themselves (`natural`) included.
     distance: norm of the threat's variables' change, 0 for clean inputs, infinity without success.
-    worst: the point of highest loss that was seen, a success or not (for training, and for regression).
+    worst: the point of largest `loss` that was seen, a success or not (for training, and for regression).
+    loss: the goal's margin there; above zero another class wins.
     forwards, backwards: passes of the model for this sample; `forwards` are the queries of an attack that uses no gradient.
     blind: backward passes that brought no usable gradient (all zero, or not finite).
     """
@@ -53,10 +54,15 @@ class Probe:
 
     Every outputs that an attack sees pass through here, so a goal that is reached is never missed and never counted twice.
     `keep`: "first" keeps the first point that reaches the goal, which then leaves the batch; "nearest" the one of least
-    distance.
+    distance. For a model that draws random numbers, outputs and gradients are means over `samples` passes.
     """
 
-    def __init__(self, model: nn.Module, x: Tensor, region: Region, goal: Goal, keep: Keep = "first"):
+    def __init__(
+        self, model: nn.Module, x: Tensor, region: Region, goal: Goal, keep: Keep = "first", *, samples: int = 1
+    ):  # fmt: skip
+        self.samples = samples
+        # looking for the nearest example, and l1's schedule of radii, lead through points outside the region
+        self.roaming = keep == "nearest" or region.norm == "l1"
         self.model, self.region, self.goal, self.keep, self.dtype = model, region, goal, keep, x.dtype
         zeros = torch.zeros(len(x), dtype=torch.long, device=x.device)
         self.forwards, self.backwards, self.blind = zeros.clone(), zeros.clone(), zeros.clone()
@@ -65,11 +71,11 @@ class Probe:
         self.found, self.worst = region.anchor.clone(), region.anchor.clone()
         self.loss = torch.full_like(self.nearest, -torch.inf)
         self.rows = torch.arange(len(x), device=x.device)
-        clean = self.answered(region.anchor, self.rows)
-        goal.check(clean)
-        self.clean = clean
-        self.natural = goal.reached(clean)
-        self.record(region.anchor, self.rows, clean, goal.loss(clean, "margin"))
+        with torch.no_grad():
+            self.clean = self.answered(region.anchor, self.rows)
+        goal.check(self.clean)
+        self.natural = goal.reached(self.clean)
+        self.record(region.anchor, self.rows, self.clean)
 
     @property
     def open(self) -> Tensor:
@@ -81,51 +87,58 @@ class Probe:
         """Rows that did not reach the goal by themselves."""
         return self.rows[~self.natural]
 
+    def passes(self, z: Tensor, rows: Tensor) -> list[Tensor]:
+        """The model's outputs (b, T) in float32 or better, as often as it is sampled, counted."""
+        inputs, found = self.region.apply(z, rows).to(self.dtype), []
+        for _ in range(self.samples):
+            self.forwards[rows] += 1
+            outputs = logits_of(self.model(inputs), len(rows))
+            if not bool(outputs.detach().isfinite().all()):
+                row = int(rows[(~outputs.isfinite()).any(1).nonzero()[0, 0]])
+                raise GoalError(f"expected finite logits from the model, got NaN or infinity for row {row}")
+            found.append(outputs)
+        return found
+
     def answered(self, z: Tensor, rows: Tensor) -> Tensor:
-        """The model's outputs (b, T) in float32 or better, counted."""
-        self.forwards[rows] += 1
-        answer = self.model(self.region.apply(z, rows).to(self.dtype))
-        outputs = logits_of(answer, len(rows))
-        if not bool(outputs.detach().isfinite().all()):
-            row = int(rows[(~outputs.isfinite()).any(1).nonzero()[0, 0]])
-            raise GoalError(f"expected finite logits from the model, got NaN or infinity for row {row}")
-        return outputs
+        """The mean of the model's outputs (b, T)."""
+        return mean(self.passes(z, rows))
 
     @torch.no_grad()
-    def outputs(self, z: Tensor, rows: Tensor, loss: str = "margin") -> Tensor:
+    def outputs(self, z: Tensor, rows: Tensor) -> Tensor:
         """Outputs (b, T) at these points, remembered where they are good."""
         outputs = self.answered(z, rows)
-        self.record(z, rows, outputs, self.goal[rows].loss(outputs, loss))
+        self.record(z, rows, outputs)
         return outputs
 
     @torch.no_grad()
     def losses(self, z: Tensor, rows: Tensor, loss: str = "margin", aim: Goal | None = None) -> Tensor:
         """The loss (b,) at these points, remembered where they are good; that of `aim`, by default of the goal."""
         outputs = self.answered(z, rows)
-        values = (aim or self.goal)[rows].loss(outputs, loss)
-        self.record(z, rows, outputs, values)
-        return values
+        self.record(z, rows, outputs)
+        return (aim or self.goal)[rows].loss(outputs, loss)
 
     def gradient(self, z: Tensor, rows: Tensor, loss: str, aim: Goal | None = None) -> tuple[Tensor, Tensor]:
         """Gradient of the loss at these points, like z, and the loss (b,): one forward and one backward pass."""
         z = z.detach().requires_grad_()
         with torch.enable_grad():
-            outputs = self.answered(z, rows)
-            values = (aim or self.goal)[rows].loss(outputs, loss)
+            outputs, goal = self.passes(z, rows), (aim or self.goal)[rows]
+            values = mean([goal.loss(one, loss) for one in outputs])
             (gradient,) = torch.autograd.grad(values.sum(), z)
-        self.backwards[rows] += 1
-        self.blind[rows] += ~usable(gradient)
-        self.record(z.detach(), rows, outputs.detach(), values.detach())
+        self.backwards[rows] += self.samples
+        self.blind[rows] += self.samples * ~usable(gradient)
+        self.record(z.detach(), rows, mean(outputs).detach())
         return gradient.nan_to_num(0.0, 0.0, 0.0), values.detach()
 
     @torch.no_grad()
-    def record(self, z: Tensor, rows: Tensor, outputs: Tensor, loss: Tensor) -> None:
-        """Remember points that reach the goal, and those of highest loss."""
-        reached = self.goal[rows].reached(outputs)
-        inside = self.region[rows].contains(z)  # some attacks come from outside
-        more = inside & (loss > self.loss[rows])
+    def record(self, z: Tensor, rows: Tensor, outputs: Tensor) -> None:
+        """Remember points that reach the goal, and those of largest margin."""
+        goal = self.goal[rows]
+        reached, loss = goal.reached(outputs), goal.loss(outputs, "margin")
+        more = loss > self.loss[rows]
+        if self.roaming:
+            inside = self.region[rows].contains(z)
+            reached, more = reached & inside, more & inside
         self.loss[rows[more]], self.worst[rows[more]] = loss[more].to(self.loss.dtype), z[more]
-        reached &= inside
         if not reached.any():
             return
         some, points = rows[reached], z[reached]
@@ -134,10 +147,6 @@ class Probe:
         some, points = some[better], points[better]
         self.found[some], self.nearest[some], self.reached[some] = points, distance[better], True
 
-    def forget_losses(self) -> None:
-        """Values of another loss do not compare with those so far."""
-        self.loss.fill_(-torch.inf)
-
     def result(self) -> Result:
         """Everything in the model's own input space."""
         found = self.region.apply(self.found, self.rows).to(self.dtype).detach()
@@ -145,6 +154,10 @@ class Probe:
         return Result(
             found, self.reached, self.natural, self.nearest, worst, self.loss, self.forwards, self.backwards, self.blind
         )
+
+
+def mean(values: list[Tensor]) -> Tensor:
+    return values[0] if len(values) == 1 else torch.stack(values).mean(0)
 
 
 def usable(gradient: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Literal, Protocol
 
 import torch
@@ -46,6 +47,16 @@ class Region:
     eps: Tensor
     apply: Callable[[Tensor, Tensor], Tensor] = identity
 
+    @cached_property
+    def floor(self) -> Tensor:
+        """The box's lowest point, like the anchor."""
+        return self.anchor + self.low.view_as(self.anchor)
+
+    @cached_property
+    def ceiling(self) -> Tensor:
+        """The box's highest point, like the anchor."""
+        return self.anchor + self.high.view_as(self.anchor)
+
     def __len__(self) -> int:
         return len(self.anchor)
 
@@ -55,14 +66,12 @@ class Region:
 
     def moved(self, steps: Tensor) -> Tensor:
         """Points at these steps (B, D) from the anchor, pressed into the box: adding rounds."""
-        flat = self.anchor.flatten(1)
-        return torch.clamp(flat + steps, flat + self.low, flat + self.high).view_as(self.anchor)
+        return torch.clamp(self.anchor + steps.view_as(self.anchor), self.floor, self.ceiling)
 
     def project(self, z: Tensor) -> Tensor:
         """The nearest point of the region to each z."""
         if self.norm == "linf":  # the box is the ball
-            flat = self.anchor.flatten(1)
-            return torch.clamp(z.flatten(1), flat + self.low, flat + self.high).view_as(z)
+            return torch.clamp(z, self.floor, self.ceiling)
         return self.moved(PROJECTIONS[self.norm](self.steps(z), self.eps, self.low, self.high))
 
     def steps(self, z: Tensor) -> Tensor:
@@ -82,11 +91,11 @@ class Region:
     def direction(self, gradient: Tensor) -> Tensor:
         r"""The step of unit norm along which a linear function with this gradient grows most: $\arg\max_{\|d\|\le1} g^Td$.
 
-        Frozen coordinates do not move. For l1 and l0 it is the one steepest coordinate.
+        Frozen coordinates do not move (linf: they do, and are projected back). For l1 and l0 it is the one steepest coordinate.
         """
+        if self.norm == "linf":  # where there is no room the projection takes the step back
+            return gradient.sign()
         g = gradient.flatten(1) * ((self.low < 0) | (self.high > 0))
-        if self.norm == "linf":
-            return g.sign().view_as(gradient)
         if self.norm == "l2":
             return (g / g.norm(dim=1, keepdim=True).clamp_min(torch.finfo(g.dtype).tiny)).view_as(gradient)
         best = g.abs().argmax(1, keepdim=True)
@@ -125,7 +134,7 @@ class Region:
         if self.norm == "l0":
             some = (self.eps >= 1)[:, None]
             low, high = low * some, high * some
-        return (self.anchor + low.view_as(self.anchor)), (self.anchor + high.view_as(self.anchor))
+        return self.anchor + low.view_as(self.anchor), self.anchor + high.view_as(self.anchor)
 
     def sample(self, streams: Streams, rows: Tensor) -> Tensor:
         """A point of the region for each of these rows of the streams; uniform for linf, then projected for the others.

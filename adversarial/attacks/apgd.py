@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from adversarial.attacks.base import Attack
-from adversarial.attacks.gradient import sparse
+from adversarial.attacks.gradient import filled, sparse
 from adversarial.goals import Goal, Targeted, Untargeted
 from adversarial.probe import Probe
 from adversarial.streams import Streams
@@ -85,7 +85,6 @@ class APGD(Attack):
         rows = probe.open
         if not len(rows):
             return
-        probe.forget_losses()
         region = probe.region[rows]
         if region.norm != "l1":
             self.ascend(probe, aim, rows, region, begin(region, streams, rows), self.steps)
@@ -127,7 +126,7 @@ class APGD(Attack):
                 since = 0
             keep = ~probe.reached[state.rows]
             if not keep.all():
-                state = state.keep(keep)
+                state = state.keep(filled(keep) if keep.any() else keep)
                 if not len(state.rows):
                     break
         return state.rows, state.best
@@ -141,7 +140,8 @@ class APGD(Attack):
         else:
             z = region.project(state.z + length * region.direction(state.gradient))
             plain = 1.0 if first else MOMENTUM
-            z = region.project(state.z + plain * (z - state.z) + (1 - plain) * (state.z - state.before))
+            mixed = torch.add(state.z, z - state.z, alpha=plain).add_(state.z - state.before, alpha=1 - plain)
+            z = region.project(mixed)
         state.before, state.z, old = state.z, z, state.loss
         if last:  # nobody asks for its gradient
             state.loss = probe.losses(z, state.rows, self.loss, aim)

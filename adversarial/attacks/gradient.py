@@ -29,7 +29,7 @@ class FGSM(Attack):
         if len(rows):
             region = probe.region[rows]
             gradient, _ = probe.gradient(region.anchor, rows, self.loss)
-            probe.outputs(region.best(gradient), rows, self.loss)
+            probe.outputs(region.best(gradient), rows)
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,6 @@ class PGD(Attack):
             raise ValueError(f"expected at least one step of a length above 0 and one restart, got {self}")
 
     def search(self, probe: Probe, streams: Streams) -> None:
-        probe.forget_losses()
         for _ in range(self.restarts):
             rows = probe.open if self.early else probe.rows
             if len(rows):
@@ -89,11 +88,12 @@ class PGD(Attack):
             if self.early:
                 keep &= ~probe.reached[rows]
             if not keep.all():
+                if not keep.any():
+                    return
+                keep = filled(keep)
                 rows, region, z, momentum = rows[keep], region[keep], z[keep], momentum[keep]
                 seen.keep(keep)
-                if not len(rows):
-                    return
-        probe.outputs(z, rows, self.loss)
+        probe.outputs(z, rows)
 
     def ahead(self, region: Region, z: Tensor, gradient: Tensor) -> Tensor:
         """The direction of a step."""
@@ -127,6 +127,13 @@ def MIM(threat: Threat, steps: int = 10, step: float = 0.1, decay: float = 1.0, 
     Reference: Dong et al., "Boosting adversarial attacks with momentum", CVPR 2018, arXiv:1710.06081.
     """
     return PGD(threat, steps=steps, step=step, random_start=False, loss=loss, decay=decay)
+
+
+def filled(keep: Tensor, multiple: int = 16) -> Tensor:
+    """`keep` with some other rows, so that their number is a multiple: convolutions prepare themselves anew for every batch
+    size, which costs more than a few rows."""
+    missing = -int(keep.sum()) % multiple
+    return keep | ((~keep).cumsum(0) <= missing) if len(keep) > 2 * multiple else keep
 
 
 def averaged(gradient: Tensor) -> Tensor:

@@ -1,0 +1,294 @@
+"""How robust a model is: accuracy under attack against eps, with intervals, counts and signs that an attack failed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from adversarial.attacks.base import Attack
+from adversarial.attacks.gradient import PGD
+from adversarial.probe import Result, inspected, logits_of
+from adversarial.threat import Ball
+from reprogram.files import atomic_file
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+WORST = "worst case"
+Maker = Callable[[Ball], Attack]
+
+
+@dataclass(frozen=True)
+class Point:
+    """Accuracy under one attack at one eps: `low` to `high` is Wilson's 95 % interval over n samples.
+
+    `broken` says of each sample whether it was broken; `forwards` and `backwards` are passes per sample at this eps alone.
+    """
+
+    attack: str
+    eps: float
+    accuracy: float
+    low: float
+    high: float
+    n: int
+    forwards: float
+    backwards: float
+    seconds: float
+    broken: tuple[bool, ...]
+
+
+@dataclass(frozen=True)
+class Robustness:
+    """Accuracy under several attacks and in the worst case over them, at several eps."""
+
+    norm: str
+    points: tuple[Point, ...]
+    mark: str = ""
+
+    def curve(self, attack: str = WORST) -> list[Point]:
+        """One attack's points by growing eps. Raises ValueError for a name that is not there."""
+        found = sorted((point for point in self.points if point.attack == attack), key=lambda point: point.eps)
+        if not found:
+            names = ", ".join(dict.fromkeys(point.attack for point in self.points))
+            raise ValueError(f"expected an attack among {names}, got {attack!r}")
+        return found
+
+    def to_json(self, path: str | Path) -> None:
+        with atomic_file(path) as writing:
+            writing.write_text(json.dumps(asdict(self), indent=1) + "\n")
+
+    @classmethod
+    def from_json(cls, path: str | Path) -> Robustness:
+        facts = json.loads(Path(path).read_text())
+        points = tuple(Point(**point | {"broken": tuple(point["broken"])}) for point in facts["points"])
+        return cls(facts["norm"], points, facts["mark"])
+
+    def to_markdown(self) -> str:
+        """A line per attack, a column per eps."""
+        names = list(dict.fromkeys(point.attack for point in self.points))
+        eps = sorted({point.eps for point in self.points})
+        lines = [
+            f"| accuracy under | {' | '.join(f'{self.norm} {e:g}' for e in eps)} |",
+            "| --- " * (len(eps) + 1) + "|",
+        ]
+        for name in names:
+            cells = [f"{p.accuracy:.3f} ({p.low:.3f} to {p.high:.3f})" for p in self.curve(name)]
+            lines.append(f"| {name} | {' | '.join(cells)} |")
+        return "\n".join([*lines, "", f"n = {self.points[0].n}, 95 % intervals (Wilson) over samples"])
+
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """Accuracy against eps, a line per attack; the band is the interval of the worst case."""
+        from reprogram.plot import COLOURS, new_axes
+
+        ax = ax or new_axes()
+        for i, name in enumerate(dict.fromkeys(point.attack for point in self.points)):
+            curve = self.curve(name)
+            eps = [point.eps for point in curve]
+            style = (
+                {"color": "black", "linewidth": 2.0} if name == WORST else {"color": COLOURS[i % 6], "linewidth": 1.2}
+            )
+            ax.plot(eps, [point.accuracy for point in curve], marker="o", markersize=3, label=name, **style)
+            if name == WORST:
+                ax.fill_between(
+                    eps, [p.low for p in curve], [p.high for p in curve], color="black", alpha=0.1, linewidth=0
+                )
+        ax.set_xlabel(f"eps ({self.norm})")
+        ax.set_ylabel("accuracy under attack")
+        ax.set_ylim(-0.02, 1.02)
+        ax.legend(frameon=False, fontsize="small")
+        return ax
+
+
+def evaluate(
+    model: nn.Module, x: Tensor, y: Tensor, attacks: Mapping[str, Maker], *, threat: Ball, eps: Sequence[float],
+    seed: int = 0, batch_size: int = 1024, out: str | Path | None = None, progress: bool = True,
+) -> Robustness:  # fmt: skip
+    """Accuracy under each attack at each eps, and in the worst case over all of them.
+
+    Args:
+        model, x, y: a module that returns logits, inputs (B, …) and classes (B,).
+        attacks: by name, what makes an attack of a threat: `PGD`, `AutoAttack`, `lambda ball: PGD(ball, steps=100)`.
+        threat: norm, bounds and mask; its eps is replaced.
+        eps: sizes; 0 gives the clean accuracy. A sample that an attack broke at a smaller one counts as broken at a larger
+            one, which holds its example too.
+        out: a JSON file; a run that was stopped goes on from what it holds.
+
+    Raises: ValueError for no attack, no eps or a negative one, and for a file of another evaluation.
+    """
+    from tqdm.auto import tqdm
+
+    if not attacks or not eps or min(eps) < 0:
+        raise ValueError(f"expected at least one attack and eps of 0 or more, got {list(attacks)} and {list(eps)}")
+    mark = fingerprint(model, x, y, [threat, *attacks, seed])
+    found = kept(out, mark)
+    clean = wrong(model, x, y, batch_size)
+    cells = [(name, size) for name in attacks for size in sorted(set(eps))]
+    broken = dict.fromkeys(attacks, clean)
+    for name, size in tqdm(cells, desc="attack", delay=2, disable=not progress):
+        point = next((p for p in found if (p.attack, p.eps) == (name, float(size))), None)
+        if point is None:
+            own = None if size == 0 else attacks[name](replace(threat, eps=size))
+            point = measured(name, float(size), model, x, y, own, broken[name], seed, batch_size)
+            found.append(point)
+            if out is not None:
+                Robustness(threat.norm, tuple(found), mark).to_json(out)
+        broken[name] = torch.tensor(point.broken, device=x.device)
+    result = Robustness(threat.norm, (*found, *worst_case(found)), mark)
+    if out is not None:
+        Robustness(threat.norm, tuple(found), mark).to_json(out)
+    return result
+
+
+def measured(
+    name: str, eps: float, model: nn.Module, x: Tensor, y: Tensor, attack: Attack | None, broken: Tensor, seed: int,
+    batch_size: int,
+) -> Point:  # fmt: skip
+    """One attack at one eps, on what is not broken yet."""
+    rows, started = (~broken).nonzero()[:, 0], time.perf_counter()
+    forwards = backwards = 0
+    if attack is not None and len(rows):
+        generator = torch.Generator().manual_seed(seed)
+        result = attack.run(model, x[rows], y[rows], generator=generator, batch_size=batch_size)
+        broken = broken.clone()
+        broken[rows[result.success]] = True
+        forwards, backwards = int(result.forwards.sum()), int(result.backwards.sum())
+    return point_of(name, eps, broken, forwards, backwards, time.perf_counter() - started)
+
+
+def point_of(name: str, eps: float, broken: Tensor, forwards: int, backwards: int, seconds: float) -> Point:
+    from scipy.stats import binomtest
+
+    n, right = len(broken), int((~broken).sum())
+    interval = binomtest(right, n).proportion_ci(method="wilson")
+    return Point(
+        name, eps, right / n, interval.low, interval.high, n, forwards / n, backwards / n, round(seconds, 3),
+        tuple(broken.tolist()),
+    )  # fmt: skip
+
+
+def worst_case(points: Sequence[Point]) -> list[Point]:
+    """A sample counts as right at an eps where no attack broke it; nothing to add for a single attack."""
+    if len({point.attack for point in points}) < 2:
+        return [replace(point, attack=WORST) for point in points]
+    found = []
+    for size in sorted({point.eps for point in points}):
+        some = [point for point in points if point.eps == size]
+        broken = torch.tensor([point.broken for point in some]).any(0)
+        n = len(broken)
+        forwards, backwards = (round(n * sum(getattr(p, name) for p in some)) for name in ("forwards", "backwards"))
+        found.append(point_of(WORST, size, broken, forwards, backwards, sum(point.seconds for point in some)))
+    return found
+
+
+@torch.no_grad()
+def wrong(model: nn.Module, x: Tensor, y: Tensor, batch_size: int) -> Tensor:
+    """Which clean samples the model gets wrong (B,)."""
+    with inspected(model, x):
+        return torch.cat(
+            [
+                logits_of(model(a), len(a)).argmax(1) != b
+                for a, b in zip(x.split(batch_size), y.split(batch_size), strict=True)
+            ]
+        )
+
+
+def fingerprint(model: nn.Module, x: Tensor, y: Tensor, facts: Sequence[Any]) -> str:
+    """What an evaluation depends on."""
+    total = hashlib.sha256(repr(facts).encode())
+    for tensor in (x, y, *model.state_dict().values()):
+        total.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return total.hexdigest()
+
+
+def kept(out: str | Path | None, mark: str) -> list[Point]:
+    """Points of a run that was stopped."""
+    if out is None or not Path(out).is_file():
+        return []
+    before = Robustness.from_json(out)
+    if before.mark != mark:
+        raise ValueError(
+            f"expected the evaluation that {out} was begun with, got another model, data, threat, seed or other attacks; "
+            "choose another file"
+        )
+    return [point for point in before.points if point.attack != WORST]
+
+
+@dataclass(frozen=True)
+class Indicators:
+    """Signs that an attack says little about a model; each is a share of the samples that were right at first.
+
+    unavailable_gradients: no usable gradient in more than half of the backward passes.
+    unstable_predictions: another class in a second pass over the same input.
+    incomplete_optimisation: broken when the attack is given four times the steps, but not before.
+    silent_success: broken by the attack's point of largest loss, though the attack says it failed.
+    unconstrained_failure: not broken even with the whole box to move in.
+    black_box_ahead: broken by an attack without gradients of the same threat, but not by this one.
+
+    Reference: Pintor et al., "Indicators of attack failure", NeurIPS 2022, arXiv:2106.09947; the last as in Croce & Hein
+    2020. Differs from the paper: shares of samples that were measured by running again, not properties of loss curves.
+    """
+
+    unavailable_gradients: float
+    unstable_predictions: float
+    incomplete_optimisation: float
+    silent_success: float
+    unconstrained_failure: float
+    black_box_ahead: float
+
+    def warnings(self, tolerance: float = 0.05) -> list[str]:
+        """A sentence for each sign above `tolerance`."""
+        said = {
+            "unavailable_gradients": "have no usable gradient; attack a smooth version of the model or use decisions only",
+            "unstable_predictions": "change class from pass to pass; use EOT or AutoAttack(threat, 'rand')",
+            "incomplete_optimisation": "are broken by four times the steps; raise the steps",
+            "silent_success": "are broken by a point that the attack did not return; mend the attack",
+            "unconstrained_failure": "are not broken even without a bound; gradients are likely masked",
+            "black_box_ahead": "are broken without gradients but not with them; gradients are likely masked",
+        }
+        return [
+            f"{getattr(self, name):.0%} of samples {text}"
+            for name, text in said.items()
+            if getattr(self, name) > tolerance
+        ]
+
+
+def indicators(
+    model: nn.Module, x: Tensor, y: Tensor, attack: PGD, black_box: Attack, *, seed: int = 0, batch_size: int = 1024
+) -> Indicators:  # fmt: skip
+    """The signs of failure of a gradient attack on these samples, by running it, stronger forms of it, and `black_box`."""
+
+    def run(which: Attack) -> Result:
+        return which.run(model, x, y, generator=torch.Generator().manual_seed(seed), batch_size=batch_size)
+
+    plain, longer, free = run(attack), run(replace(attack, steps=4 * attack.steps)), run(unbounded(attack))
+    other = run(black_box)
+    sound = ~plain.natural
+    again = wrong(model, x, y, batch_size) != plain.natural
+    worst = wrong(model, plain.worst, y, batch_size)
+    blind = plain.blind > plain.backwards / 2
+
+    def share(mask: Tensor) -> float:
+        return float((mask & sound).sum() / sound.sum().clamp_min(1))
+
+    return Indicators(
+        share(blind), share(again), share(longer.success & ~plain.success), share(worst & ~plain.success),
+        share(~free.success), share(other.success & ~plain.success),
+    )  # fmt: skip
+
+
+def unbounded(attack: PGD) -> PGD:
+    """The same attack with the whole box to move in, by steps of a twentieth of it."""
+    assert isinstance(attack.threat, Ball)
+    ball = attack.threat
+    if ball.low is None or ball.high is None:
+        raise ValueError("expected a threat with bounds to attack without eps, got none; pass low= and high=")
+    reach = float(torch.as_tensor(ball.high).max() - torch.as_tensor(ball.low).min())
+    return replace(attack, threat=replace(ball, norm="linf", eps=reach), step=0.05, steps=max(attack.steps, 40))
