@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from typing import Any, Literal
@@ -54,23 +54,27 @@ class Probe:
 
     Every outputs that an attack sees pass through here, so a goal that is reached is never missed and never counted twice.
     `keep`: "first" keeps the first point that reaches the goal, which then leaves the batch; "nearest" the one of least
-    distance. For a model that draws random numbers, outputs and gradients are means over `samples` passes.
+    distance. `dtype` is that of the model's inputs. For a model that draws random numbers, outputs and gradients are means over `samples` passes.
     """
 
     def __init__(
-        self, model: nn.Module, x: Tensor, region: Region, goal: Goal, keep: Keep = "first", *, samples: int = 1
+        self, model: nn.Module, region: Region, goal: Goal, keep: Keep = "first", *, dtype: torch.dtype = torch.float32,
+        samples: int = 1,
     ):  # fmt: skip
         self.samples = samples
         # looking for the nearest example, and l1's schedule of radii, lead through points outside the region
         self.roaming = keep == "nearest" or region.norm == "l1"
-        self.model, self.region, self.goal, self.keep, self.dtype = model, region, goal, keep, x.dtype
-        zeros = torch.zeros(len(x), dtype=torch.long, device=x.device)
+        self.model, self.region, self.goal, self.keep, self.dtype = model, region, goal, keep, dtype
+        zeros = torch.zeros(len(region), dtype=torch.long, device=region.anchor.device)
         self.forwards, self.backwards, self.blind = zeros.clone(), zeros.clone(), zeros.clone()
-        self.reached = zeros.bool()
-        self.nearest = torch.full(x.shape[:1], torch.inf, dtype=region.anchor.dtype, device=x.device)
+        self.reached, self.latest = zeros.bool(), zeros.bool()  # ever; by each row's latest point, wherever it lies
+        self.confidence = 0.0  # of the margin that an example must have; attacks may ask for more
+        self.cost: Callable[[Tensor], Tensor] | None = None  # of steps (b, D): ranks examples in the place of the distance
+        self.nearest = torch.full_like(region.anchor.flatten(1)[:, 0], torch.inf)
+        self.least = self.nearest.clone()
         self.found, self.worst = region.anchor.clone(), region.anchor.clone()
         self.loss = torch.full_like(self.nearest, -torch.inf)
-        self.rows = torch.arange(len(x), device=x.device)
+        self.rows = torch.arange(len(region), device=region.anchor.device)
         with torch.no_grad():
             self.clean = self.answered(region.anchor, self.rows)
         goal.check(self.clean)
@@ -91,7 +95,7 @@ class Probe:
         """The model's outputs (b, T) in float32 or better, as often as it is sampled, counted."""
         inputs, found = self.region.apply(z, rows).to(self.dtype), []
         for _ in range(self.samples):
-            self.forwards[rows] += 1
+            self.forwards.index_add_(0, rows, torch.ones_like(rows))  # a row may come more than once
             outputs = logits_of(self.model(inputs), len(rows))
             if not bool(outputs.detach().isfinite().all()):
                 row = int(rows[(~outputs.isfinite()).any(1).nonzero()[0, 0]])
@@ -129,23 +133,80 @@ class Probe:
         self.record(z.detach(), rows, mean(outputs).detach())
         return gradient.nan_to_num(0.0, 0.0, 0.0), values.detach()
 
+    def jacobian(
+        self, z: Tensor, rows: Tensor, numbers: Callable[[Tensor], Tensor]
+    ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+        """Gradients (b, K, …) of the K numbers that `numbers` makes of the outputs, the numbers (b, K) and the outputs: one
+        forward and K backward passes."""
+        z = z.detach().requires_grad_()
+        with torch.enable_grad():
+            outputs = self.answered(z, rows)
+            values = numbers(outputs)
+            last = values.shape[1] - 1
+            gradients = torch.stack(
+                [torch.autograd.grad(v.sum(), z, retain_graph=k < last)[0] for k, v in enumerate(values.unbind(1))], 1
+            )
+        outputs = outputs.detach()
+        self.backwards[rows] += self.samples * values.shape[1]
+        self.blind[rows] += self.samples * (~usable(gradients.flatten(0, 1))).view(values.shape).sum(1)
+        self.record(z.detach(), rows, outputs)
+        return gradients.nan_to_num(0.0, 0.0, 0.0), values.detach(), outputs
+
+    @torch.no_grad()
+    def many(self, z: Tensor, rows: Tensor) -> Tensor:
+        """Outputs (b, k, T) at k points of each of these rows, z (b, k, …): k passes each. The nearest that reaches the goal
+        and the one of largest margin are remembered."""
+        some, flat, count = rows.repeat_interleave(z.shape[1]), z.flatten(0, 1), z.shape[1]
+        outputs, goal, region = self.answered(flat, some), self.goal[some], self.region[some]
+        inside = region.contains(flat)
+        far = torch.where(inside & goal.reached(outputs), region.distance(flat), torch.inf).view(-1, count)
+        high = torch.where(inside, goal.loss(outputs, "margin"), -torch.inf).view(-1, count)
+        first = torch.arange(len(rows), device=rows.device) * count
+        for place, fine in ((high.argmax(1), high.amax(1) > -torch.inf), (far.argmin(1), far.amin(1) < torch.inf)):
+            if fine.any():
+                chosen = (first + place)[fine]
+                self.record(flat[chosen], rows[fine], outputs[chosen])
+        return outputs.view(len(rows), count, -1)
+
+    def several(self, z: Tensor, rows: Tensor, loss: str = "margin") -> Tensor:
+        """The loss (b, k) at k points of each of these rows, z (b, k, …)."""
+        outputs, some = self.many(z, rows), rows.repeat_interleave(z.shape[1])
+        return self.goal[some].loss(outputs.flatten(0, 1), loss).view(len(rows), -1)
+
+    def decides(self, z: Tensor, rows: Tensor) -> Tensor:
+        """Whether the goal is reached at these points, all that an attack on decisions may know: (b,) for one point (b, …)
+        of each row, (b, k) for k of them (b, k, …)."""
+        if z.ndim == self.region.anchor.ndim:
+            return self.goal[rows].reached(self.outputs(z, rows))
+        outputs, some = self.many(z, rows), rows.repeat_interleave(z.shape[1])
+        return self.goal[some].reached(outputs.flatten(0, 1)).view(len(rows), -1)
+
     @torch.no_grad()
     def record(self, z: Tensor, rows: Tensor, outputs: Tensor) -> None:
         """Remember points that reach the goal, and those of largest margin."""
         goal = self.goal[rows]
         reached, loss = goal.reached(outputs), goal.loss(outputs, "margin")
-        more = loss > self.loss[rows]
-        if self.roaming:
-            inside = self.region[rows].contains(z)
-            reached, more = reached & inside, more & inside
+        if self.confidence:
+            reached = reached & (loss >= self.confidence)
+        self.latest[rows] = reached
+        news = reached | (loss > self.loss[rows])
+        if not news.any():  # most proposals of a random search
+            return
+        rows, z, loss, reached = rows[news], z[news], loss[news], reached[news]
+        inside = self.region[rows].contains(z) if self.roaming else torch.ones_like(reached)
+        more = inside & (loss > self.loss[rows])
         self.loss[rows[more]], self.worst[rows[more]] = loss[more].to(self.loss.dtype), z[more]
+        reached = reached & inside
         if not reached.any():
             return
         some, points = rows[reached], z[reached]
-        distance = self.region[some].distance(points)
-        better = distance < self.nearest[some] if self.keep == "nearest" else ~self.reached[some]
+        region = self.region[some]
+        distance = region.distance(points)
+        cost = self.cost(region.steps(points)) if self.cost else distance
+        better = cost < self.least[some] if self.keep == "nearest" else ~self.reached[some]
         some, points = some[better], points[better]
-        self.found[some], self.nearest[some], self.reached[some] = points, distance[better], True
+        self.found[some], self.nearest[some], self.least[some] = points, distance[better], cost[better]
+        self.reached[some] = True
 
     def result(self) -> Result:
         """Everything in the model's own input space."""

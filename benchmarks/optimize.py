@@ -168,7 +168,33 @@ def table(rows: list[dict]) -> str:
         lines += [f"\n{name} ({some['index'].nunique()} searches, {some.seed.nunique()} seeds)\n"]
         lines += [f"| method | {' | '.join(heads)} |", "| --- " * (len(heads) + 1) + "|"]
         lines += [f"| {method} | {' | '.join(cells.values())} |" for method, cells in columns.items()]
+        lines += ["", *ahead(some, str(name))]
     return "\n".join(lines)
+
+
+def ahead(some: pd.DataFrame, name: str, first: str = "guided") -> list[str]:
+    """By how much `first` is ahead of each other method on the searches that both ran, with intervals over them."""
+    worth = score(some, name)
+    wide = pd.DataFrame({"worth": worth, **{key: some[key] for key in ("seed", "index", "method")}})
+    wide = wide.pivot_table(index=["seed", "index"], columns="method", values="worth")
+    if first not in wide:
+        return []
+    lines = [f"| {first} ahead of | searches | by | wins |", "| --- | --- | --- | --- |"]
+    for method in (column for column in wide if column != first):
+        gain = (wide[first] - wide[method]).dropna()
+        ties = (gain == 0).mean()
+        lines.append(f"| {method} | {len(gain)} | {spread(gain)} | {(gain > 0).mean():.0%} ({ties:.0%} ties) |")
+    return lines
+
+
+def score(some: pd.DataFrame, name: str) -> pd.Series:
+    """What a search is judged by: success within 100 calls, gain within all proposals or as predicted, or the AUC."""
+    if name == "qed":
+        return (some.hit_calls.fillna(np.inf) <= 100).astype(float)
+    if name.startswith("plogp-") or name == "judged":
+        marks = some.best_by_proposals if name != "judged" else some.best_by_calls
+        return pd.Series([row[-1] for row in marks], index=some.index, dtype=float) - some["first"]
+    return some.auc.astype(float)
 
 
 def shown(group: pd.DataFrame, name: str) -> dict[str, str]:

@@ -168,3 +168,13 @@ def test_gradients_that_say_nothing_are_counted():
     y = Flat()(x).argmax(1)
     result = PGD(Ball("linf", 0.01), steps=5).run(Flat(), x, y)
     assert torch.equal(result.blind, result.backwards) and (result.blind > 0).all()
+
+
+def test_bounds_of_a_sample_are_its_own_in_every_batch():
+    model, x, y = example()
+    model.eval()
+    eps = torch.linspace(0.01, 0.3, len(x), dtype=torch.float64)
+    whole = PGD(Ball("linf", eps)).run(model, x, y)
+    parts = PGD(Ball("linf", eps)).run(model, x, y, batch_size=5)
+    assert torch.equal(whole.x_adv, parts.x_adv)
+    assert ((whole.x_adv - x).abs().amax(1) <= eps + 1e-9).all() and whole.success[-4:].any()

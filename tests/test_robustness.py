@@ -89,7 +89,7 @@ def test_signs_of_failure(sound):
     from adversarial.attacks.square import Square
 
     model, x, y = sound
-    pgd, square = PGD(BALL, steps=10), Square(BALL, queries=200)
+    pgd, square = PGD(BALL, loss="margin", restarts=3), Square(BALL, queries=200)
     fine = indicators(model, x, y, pgd, square)
     assert fine.unavailable_gradients == fine.unstable_predictions == fine.silent_success == 0
     assert fine.black_box_ahead <= 0.05 and fine.unconstrained_failure <= 0.05 and not fine.warnings(0.1)

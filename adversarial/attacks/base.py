@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import ClassVar, Protocol
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from adversarial.goals import Goal, GoalError, goal_of
 from adversarial.probe import Keep, Probe, Result, inspected
 from adversarial.streams import Streams, seed_of
-from adversarial.threat import Threat
+from adversarial.threat import Region, Threat, identity
 
 
 class Attack(Protocol):
@@ -45,13 +46,26 @@ class Attack(Protocol):
         if not len(x):
             raise GoalError("expected at least one input, got none")
         goal, seed = goal_of(y, len(x)), seed_of(generator)
-        pieces = torch.arange(len(x), device=x.device).split(batch_size)
-        bar = tqdm(pieces, desc=type(self).__name__, delay=2, disable=not progress)
         with inspected(model, x):
-            return Result.joined([self.on(model, x[rows], goal[rows], seed) for rows in bar])
+            precise = x if x.dtype == torch.float64 else x.float()
+            region = self.threat.around(precise)  # of all at once: bounds may be a sample's own
+            pieces = torch.arange(len(x), device=x.device).split(batch_size)
+            bar = tqdm(pieces, desc=type(self).__name__, delay=2, disable=not progress)
+            parts = []
+            for rows in bar:
+                probe = self.probe(model, part_of(region, rows), goal[rows], x.dtype)
+                self.search(probe, Streams(precise[rows], seed))  # anchors of a lifted threat are all alike
+                parts.append(probe.result())
+        return Result.joined(parts)
 
-    def on(self, model: nn.Module, x: Tensor, goal: Goal, seed: int) -> Result:
-        """One batch."""
-        probe = Probe(model, x, self.threat.around(x if x.dtype == torch.float64 else x.float()), goal, self.keep)
-        self.search(probe, Streams(probe.region.anchor, seed))
-        return probe.result()
+    def probe(self, model: nn.Module, region: Region, goal: Goal, dtype: torch.dtype) -> Probe:
+        """The model as this attack asks it."""
+        return Probe(model, region, goal, self.keep, dtype=dtype)
+
+
+def part_of(region: Region, rows: Tensor) -> Region:
+    """The region around some inputs, numbered from 0."""
+    part = region[rows]
+    if region.apply is identity:
+        return part
+    return replace(part, apply=lambda z, own: region.apply(z, rows[own]))

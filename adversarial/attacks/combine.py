@@ -19,7 +19,7 @@ from adversarial.attacks.square import Square
 from adversarial.goals import Goal, GoalError, LargerError, goal_of
 from adversarial.probe import Probe, Result
 from adversarial.streams import Streams, seed_of
-from adversarial.threat import Threat
+from adversarial.threat import Region, Threat
 
 
 @dataclass(frozen=True)
@@ -36,11 +36,11 @@ class EOT(Attack):
     def threat(self) -> Threat:  # type: ignore[override]
         return self.attack.threat
 
-    def on(self, model: nn.Module, x: Tensor, goal: Goal, seed: int) -> Result:
-        region = self.threat.around(x if x.dtype == torch.float64 else x.float())
-        probe = Probe(model, x, region, goal, self.attack.keep, samples=self.samples)
-        self.attack.search(probe, Streams(region.anchor, seed))
-        return probe.result()
+    def search(self, probe: Probe, streams: Streams) -> None:
+        self.attack.search(probe, streams)
+
+    def probe(self, model: nn.Module, region: Region, goal: Goal, dtype: torch.dtype) -> Probe:
+        return Probe(model, region, goal, self.attack.keep, dtype=dtype, samples=self.samples)
 
 
 @dataclass(frozen=True)
@@ -170,7 +170,7 @@ def AutoAttack(threat: Threat, version: Version = "standard") -> Worst:
     attacks", ICML 2020, arXiv:2003.01690.
     """
     ce, targeted = APGD(threat), APGD(threat, loss="dlr", targets=9)
-    dlr, fab_targeted, square = APGD(threat, loss="dlr"), FAB(threat, targets=9), Square(threat, queries=5000)
+    dlr, fab_targeted, square = APGD(threat, loss="dlr"), FAB(threat, targets=9), Square(threat, queries=5000, rescale=False)
     if version == "standard":
         return Worst((ce, targeted, fab_targeted, square))
     if version == "plus":

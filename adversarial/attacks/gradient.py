@@ -104,13 +104,11 @@ class PGD(Attack):
         return region.direction(gradient)
 
     def length(self, region: Region, z: Tensor) -> Tensor:
-        eps = region.eps
         if region.norm == "l0":
             return (region.high - region.low).view_as(z)
-        if region.norm == "linf":  # every feature has a bound of its own
-            wide = torch.maximum(region.high, -region.low)
-            return self.step * torch.where(wide.isfinite(), eps[:, None], wide).view_as(z)
-        return self.step * eps.view(-1, *(1,) * (z.ndim - 1))
+        if region.norm == "linf":  # every feature may have a bound of its own
+            return self.step * torch.maximum(region.high, -region.low).view_as(z)
+        return self.step * region.eps.view(-1, *(1,) * (z.ndim - 1))
 
 
 def BIM(threat: Threat, steps: int = 10, step: float = 0.1, loss: str = "ce") -> PGD:

@@ -1,0 +1,184 @@
+"""The image corruptions of ImageNet-C that need no photographs: noise, blur, light, colour and files; images (B, C, H, W)."""
+
+from __future__ import annotations
+
+import io
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from adversarial.colours import from_hsl, to_hsl
+from adversarial.lifting import image
+from adversarial.streams import Streams
+from adversarial.threat import ThreatError
+
+SIDE = 224  # pixels of the images that the published lengths are for
+
+
+def rows_of(x: Tensor) -> Tensor:
+    return torch.arange(len(x), device=x.device)
+
+
+def pixels(x: Tensor, length: float) -> float:
+    """A length for images of 224 pixels in pixels of these."""
+    return length * min(x.shape[-2:]) / SIDE
+
+
+# ---- noise
+
+
+def gaussian_noise(x: Tensor, level: int, streams: Streams) -> Tensor:
+    return x + (0.08, 0.12, 0.18, 0.26, 0.38)[level] * streams.normal(rows_of(x), *x.shape[1:])
+
+
+def shot_noise(x: Tensor, level: int, streams: Streams) -> Tensor:
+    """Poisson counts of so many photons at full brightness."""
+    photons = (60, 25, 12, 5, 3)[level]
+    mean, uniform = x * photons, streams.uniform(rows_of(x), *x.shape[1:])
+    counts, chance = torch.zeros_like(x), torch.exp(-mean)
+    below = chance.clone()
+    for count in range(1, photons + 10 * math.ceil(math.sqrt(photons))):  # beyond, less than a chance in 10^9
+        counts = torch.where(uniform > below, count, counts)
+        chance = chance * mean / count
+        below = below + chance
+    return counts / photons
+
+
+def impulse_noise(x: Tensor, level: int, streams: Streams) -> Tensor:
+    """Salt and pepper."""
+    amount = (0.03, 0.06, 0.09, 0.17, 0.27)[level]
+    uniform = streams.uniform(rows_of(x), *x.shape[1:])
+    return torch.where(uniform < amount / 2, 0.0, torch.where(uniform > 1 - amount / 2, 1.0, x))
+
+
+# ---- blur
+
+
+def filtered(x: Tensor, kernels: Tensor) -> Tensor:
+    """Each image (B, C, H, W) filtered by its own kernel (B, n, n) of odd size; the border is mirrored, or repeats."""
+    reach = kernels.shape[-1] // 2
+    mode = "reflect" if reach < min(x.shape[-2:]) else "replicate"
+    padded = F.pad(x, (reach,) * 4, mode=mode)
+    count, channels = x.shape[:2]
+    weight = kernels.to(x.dtype)[:, None].repeat_interleave(channels, 0)
+    grouped = F.conv2d(padded.reshape(1, count * channels, *padded.shape[2:]), weight, groups=count * channels)
+    return grouped.view_as(x)
+
+
+def grid_of(reach: int, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Offsets down and to the right, (n, n)."""
+    line = torch.arange(-reach, reach + 1, dtype=x.dtype, device=x.device)
+    down, right = torch.meshgrid(line, line, indexing="ij")
+    return down, right
+
+
+def defocus_blur(x: Tensor, level: int, streams: Streams) -> Tensor:
+    """A disk, its points shared between the pixels that they lie among: also a disk smaller than a pixel blurs."""
+    radius = pixels(x, (3, 4, 6, 8, 10)[level])
+    line = torch.linspace(-radius, radius, 41, dtype=x.dtype, device=x.device)
+    points = torch.cartesian_prod(line, line)
+    points = points[points.square().sum(1) <= radius**2]
+    down, _ = grid_of(math.ceil(radius), x)
+    tents = (1 - (points[:, :, None] - down[:, 0]).abs()).clamp(0)  # (points, 2, n)
+    disk = tents[:, 0].T @ tents[:, 1] / len(points)
+    return filtered(x, disk.expand(len(x), -1, -1))
+
+
+def motion_blur(x: Tensor, level: int, streams: Streams) -> Tensor:
+    """Half of a Gaussian along a line whose angle within ±45° is drawn for each image."""
+    radius, sigma = ((10, 3), (15, 5), (15, 8), (15, 12), (20, 15))[level]
+    length, spread = pixels(x, 2 * radius), max(pixels(x, sigma), 0.3)
+    angle = (streams.uniform(rows_of(x)) - 0.5).to(x.dtype).view(-1, 1, 1) * (math.pi / 2)
+    down, right = grid_of(max(math.ceil(length), 1), x)
+    along, across = right * angle.cos() + down * angle.sin(), down * angle.cos() - right * angle.sin()
+    line = (1 - across.abs()).clamp(0) * torch.exp(-(along / spread).square() / 2)
+    line = line * ((along >= -0.5) & (along <= length))
+    return filtered(x, line / line.sum((1, 2), keepdim=True))
+
+
+def zoom_blur(x: Tensor, level: int, streams: Streams) -> Tensor:
+    """The mean of enlargements."""
+    end, step = ((1.11, 0.01), (1.16, 0.01), (1.21, 0.02), (1.26, 0.02), (1.31, 0.03))[level]
+    factors = [1 + step * one for one in range(round((end - 1) / step))]
+    return sum((zoomed(x, factor) for factor in factors), x) / (len(factors) + 1)
+
+
+def zoomed(x: Tensor, factor: float) -> Tensor:
+    matrix = torch.tensor([[1 / factor, 0, 0], [0, 1 / factor, 0]], dtype=x.dtype, device=x.device)
+    grid = F.affine_grid(matrix.expand(len(x), 2, 3), list(x.shape), align_corners=False)
+    return F.grid_sample(x, grid, padding_mode="border", align_corners=False)
+
+
+# ---- light, colour, files
+
+
+def brightness(x: Tensor, level: int, streams: Streams) -> Tensor:
+    """The value of HSV raised: all channels are scaled alike."""
+    value = x.amax(1, keepdim=True)
+    raised = (value + (0.1, 0.2, 0.3, 0.4, 0.5)[level]).clamp(max=1)
+    return torch.where(value > 0, x * raised / torch.where(value > 0, value, 1), raised)
+
+
+def contrast(x: Tensor, level: int, streams: Streams) -> Tensor:
+    mean = x.mean((2, 3), keepdim=True)
+    return mean + (x - mean) * (0.4, 0.3, 0.2, 0.1, 0.05)[level]
+
+
+def saturate(x: Tensor, level: int, streams: Streams) -> Tensor:
+    factor, shift = ((0.3, 0), (0.1, 0), (2, 0), (5, 0.1), (20, 0.2))[level]
+    hue, saturation, lightness = to_hsl(image(x, 3))
+    return from_hsl(hue, (saturation * factor + shift).clamp(0, 1), lightness)
+
+
+def pixelate(x: Tensor, level: int, streams: Streams) -> Tensor:
+    share = (0.6, 0.5, 0.4, 0.3, 0.25)[level]
+    size = [max(round(side * share), 1) for side in x.shape[2:]]
+    return F.interpolate(F.interpolate(x, size=size, mode="area"), size=x.shape[2:], mode="nearest")
+
+
+def jpeg(x: Tensor, level: int, streams: Streams) -> Tensor:
+    """Written to JPEG and read back, by Pillow; one or three channels."""
+    import numpy as np
+    from PIL import Image
+
+    if x.shape[1] not in (1, 3):
+        raise ThreatError(f"expected images of 1 or 3 channels for jpeg, got {x.shape[1]}")
+    quality, found = (25, 18, 15, 10, 7)[level], []
+    whole = (x.detach().clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+    for one in whole:  # a file each: Pillow has no batches
+        written = io.BytesIO()
+        Image.fromarray(one[..., 0] if one.shape[2] == 1 else one).save(written, "JPEG", quality=quality)
+        read = np.asarray(Image.open(written), dtype=np.float32) / 255
+        found.append(torch.from_numpy(read).view(*x.shape[2:], -1).permute(2, 0, 1))
+    return torch.stack(found).to(x)
+
+
+def elastic(x: Tensor, level: int, streams: Streams) -> Tensor:
+    """Smooth random shifts of every pixel, and of the whole image by a little."""
+    height, width = x.shape[2:]
+    size, smooth, affine = (
+        (2.0, 0.7, 0.1), (2.0, 0.08, 0.2), (0.05, 0.01, 0.02), (0.07, 0.01, 0.02), (0.12, 0.01, 0.02),
+    )[level]  # fmt: skip
+    side = min(height, width)
+    noise = 2 * streams.uniform(rows_of(x), 2, height, width).to(x.dtype) - 1
+    shift = gaussian(noise, smooth * side) * size * side  # in pixels
+    corners = (2 * streams.uniform(rows_of(x), 6).to(x.dtype) - 1) * affine
+    matrix = torch.eye(3, dtype=x.dtype, device=x.device)[:2] + corners.view(-1, 2, 3)
+    grid = F.affine_grid(matrix, list(x.shape), align_corners=False)
+    scale = torch.tensor([2 / width, 2 / height], dtype=x.dtype, device=x.device)
+    return F.grid_sample(x, grid + shift.permute(0, 2, 3, 1) * scale, padding_mode="reflection", align_corners=False)
+
+
+def gaussian(x: Tensor, sigma: float) -> Tensor:
+    """A Gaussian filter over the last two axes, one after the other, of at most three times the image."""
+    for axis in (-1, -2):
+        reach = min(math.ceil(3 * sigma), x.shape[axis] - 1)
+        line = torch.arange(-reach, reach + 1, dtype=x.dtype, device=x.device)
+        kernel = torch.exp(-(line / max(sigma, 0.3)).square() / 2)
+        kernel = (kernel / kernel.sum()).expand(x.shape[1], 1, -1)
+        shape, pad = ((1, -1), (reach, reach, 0, 0)) if axis == -1 else ((-1, 1), (0, 0, reach, reach))
+        kernel = kernel.reshape(x.shape[1], 1, *((1, 2 * reach + 1) if shape[0] == 1 else (2 * reach + 1, 1)))
+        x = F.conv2d(F.pad(x, pad, mode="reflect"), kernel, groups=x.shape[1])
+    return x
