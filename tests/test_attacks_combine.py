@@ -6,7 +6,21 @@ import pytest
 import torch
 from torch import nn
 
-from adversarial import APGD, BIM, EOT, FAB, FGSM, PGD, AutoAttack, Ball, LargerError, Restarts, Square, Worst, check_attack
+from adversarial import (
+    APGD,
+    BIM,
+    EOT,
+    FAB,
+    FGSM,
+    PGD,
+    AutoAttack,
+    Ball,
+    LargerError,
+    Restarts,
+    Square,
+    Worst,
+    check_attack,
+)
 from adversarial.contract import example
 
 BALL = Ball("linf", 0.12)
