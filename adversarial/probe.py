@@ -69,7 +69,9 @@ class Probe:
         self.forwards, self.backwards, self.blind = zeros.clone(), zeros.clone(), zeros.clone()
         self.reached, self.latest = zeros.bool(), zeros.bool()  # ever; by each row's latest point, wherever it lies
         self.confidence = 0.0  # of the margin that an example must have; attacks may ask for more
-        self.cost: Callable[[Tensor], Tensor] | None = None  # of steps (b, D): ranks examples in the place of the distance
+        self.cost: Callable[[Tensor], Tensor] | None = (
+            None  # of steps (b, D): ranks examples in the place of the distance
+        )
         self.nearest = torch.full_like(region.anchor.flatten(1)[:, 0], torch.inf)
         self.least = self.nearest.clone()
         self.found, self.worst = region.anchor.clone(), region.anchor.clone()

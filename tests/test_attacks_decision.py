@@ -56,7 +56,9 @@ def test_no_query_beyond_the_budget(make, norm):
 @pytest.mark.parametrize(
     ("make", "norm", "factor"),
     [
-        (Boundary, "l2", 1.1), (SignFlip, "linf", 1.1), (RayS, "linf", 1.05), (HopSkipJump, "l2", 1.05),
+        *(pytest.param(*case, marks=pytest.mark.slow)
+          for case in ((Boundary, "l2", 1.1), (SignFlip, "linf", 1.1), (RayS, "linf", 1.05))),
+        (HopSkipJump, "l2", 1.05),
         (HopSkipJump, "linf", 1.05), (SignOPT, "l2", 1.05), (GeoDA, "l2", 1.05), (GeoDA, "linf", 1.05),
     ],
 )  # fmt: skip

@@ -54,6 +54,7 @@ def linear(classes: int, dtype: torch.dtype = torch.float64) -> tuple[nn.Module,
     return model, x, model(x).argmax(1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("classes", [2, 4])
 def test_the_nearest_example_of_a_linear_model_is_found(classes):
     model, x, y = linear(classes)

@@ -170,7 +170,11 @@ def AutoAttack(threat: Threat, version: Version = "standard") -> Worst:
     attacks", ICML 2020, arXiv:2003.01690.
     """
     ce, targeted = APGD(threat), APGD(threat, loss="dlr", targets=9)
-    dlr, fab_targeted, square = APGD(threat, loss="dlr"), FAB(threat, targets=9), Square(threat, queries=5000, rescale=False)
+    dlr, fab_targeted, square = (
+        APGD(threat, loss="dlr"),
+        FAB(threat, targets=9),
+        Square(threat, queries=5000, rescale=False),
+    )
     if version == "standard":
         return Worst((ce, targeted, fab_targeted, square))
     if version == "plus":

@@ -48,7 +48,8 @@ class PGD(Attack):
         sparsity: for l1, the share of features that move in a step.
         early: a sample leaves when it is broken. False spends every step to make the loss (`Result.worst`) large.
 
-    A sample whose iterates have come to repeat themselves leaves as well: nothing new would be seen.
+    Without momentum, a sample whose iterates have come to repeat themselves leaves as well: nothing new would be seen (of
+    a model that draws random numbers something would; `EOT` keeps such samples).
 
     Reference: Madry et al., "Towards deep learning models resistant to adversarial attacks", ICLR 2018, arXiv:1706.06083;
     steps for l1: Tramèr & Boneh, NeurIPS 2019, arXiv:1904.13000; for l0: Croce & Hein, ICCV 2019, arXiv:1909.05040.
@@ -78,13 +79,13 @@ class PGD(Attack):
         """One restart."""
         region = probe.region[rows]
         z = region.sample(streams, rows) if self.random_start else region.anchor
-        momentum, seen = torch.zeros_like(z), Seen(z, self.steps)
+        momentum, seen, fixed = torch.zeros_like(z), Seen(z, self.steps), not self.decay and probe.samples == 1
         for _ in range(self.steps):
             gradient, _ = probe.gradient(z, rows, self.loss)
             if self.decay:
                 momentum = gradient = self.decay * momentum + averaged(gradient)
             z = region.project(z + self.length(region, z) * self.ahead(region, z, gradient))
-            keep = ~seen.before(z) if not self.decay else torch.ones_like(rows, dtype=torch.bool)
+            keep = ~seen.before(z) if fixed else torch.ones_like(rows, dtype=torch.bool)
             if self.early:
                 keep &= ~probe.reached[rows]
             if not keep.all():
