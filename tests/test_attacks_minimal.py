@@ -12,7 +12,7 @@ from adversarial.attacks.carlini import EAD, CarliniWagner
 from adversarial.attacks.minimal import DDN, FMN
 from adversarial.attacks.proximal import PDPGD, PROXIMAL, SigmaZero
 from adversarial.contract import check_attack, example
-from adversarial.goals import GoalError, LargerError, MultiLabel, Targeted
+from adversarial.goals import GoalError, LargerError, MultiLabel, Targeted, margin
 from adversarial.threat import Ball, norm_of
 
 NORMS = ("linf", "l2", "l1", "l0")
@@ -82,7 +82,7 @@ def optimum(model, x, y, norm, low=0.0, high=1.0):
 SHARP = {
     "ddn-l2": DDN(steps=150), **{f"fmn-{norm}": FMN(everywhere(norm), steps=200) for norm in NORMS},
     "sigma-zero-l0": SigmaZero(steps=200), **{f"pdpgd-{norm}": PDPGD(everywhere(norm), steps=300) for norm in ("linf", "l2", "l1")},
-    "cw-l2": CarliniWagner(searches=6, steps=80, rate=0.03, first=1.0),
+    "cw-l2": CarliniWagner(searches=6, steps=120, rate=0.03, first=1.0),
     "ead-l1": EAD(rule="l1", beta=0.02, searches=6, steps=100, rate=0.05, first=0.1),
 }  # fmt: skip
 
@@ -91,7 +91,7 @@ WORST = {
     "pdpgd-linf": 1.15,
     "pdpgd-l2": 1.15,
     "pdpgd-l1": 1.15,
-    "cw-l2": 1.2,
+    "cw-l2": 1.4,
     "ead-l1": 2.0,
     "fmn-l0": 2.0,
     "sigma-zero-l0": 2.0,
@@ -147,7 +147,7 @@ def test_frozen_features_stay_and_bounds_may_be_any(name):
     with torch.no_grad():
         stretched.weight.copy_(model.weight / 255), stretched.bias.copy_(model.bias)
     wide = kind(Ball(norm, math.inf, 0.0, 255.0), **options(FEW[name])).run(stretched, 255 * x, y)
-    assert wide.success.float().mean() > (0.5 if name in ("cw", "ead-en") else 0.95)
+    assert wide.success.float().mean() > 0.95  # lengths are in units of the box
     free = kind(Ball(norm, math.inf, None, None), **options(FEW[name])).run(model, x, y)
     assert free.success.float().mean() > 0.95
     nothing = kind(Ball(norm, math.inf, mask=torch.zeros(12)), **options(FEW[name])).run(model, x, y)
@@ -183,8 +183,8 @@ def test_confidence_is_reached():
         EAD(searches=5, steps=60, rate=0.05, first=0.5, confidence=0.3),
     ):
         result = attack.run(model, x, y)
-        top = model(result.x_adv).topk(2, dim=1).values
-        assert result.success.float().mean() > 0.9 and (top[:, 0] - top[:, 1])[result.success].min() >= 0.3
+        found = margin(model(result.x_adv), y)
+        assert result.success.float().mean() > 0.9 and found[result.success].min() >= 0.3
 
 
 def test_the_two_rules_of_ead_keep_what_they_say():
@@ -204,10 +204,15 @@ def test_features_at_their_bounds_move():
     x = (torch.rand(20, 30) > 0.5).double()
     y = model(x).argmax(1)
     best = optimum(model, x, y, "l2")
-    for attack in (FMN(steps=100), DDN(steps=100), CarliniWagner(searches=6, steps=80, rate=0.05, first=1.0)):
+    carlini = CarliniWagner(searches=6, steps=80, rate=0.05, first=1.0)
+    for attack, most in (
+        (FMN(steps=100), 1.05),
+        (DDN(steps=100), 1.5),
+        (carlini, 1.5),
+    ):  # a clipped sphere; a flat tanh
         result = attack.run(model, x, y)
         assert torch.equal(result.success, best.isfinite())
-        assert (result.distance / best)[result.success].max() < 1.2
+        assert (result.distance / best)[result.success].max() < most, attack
 
 
 def test_samples_stop_one_by_one():

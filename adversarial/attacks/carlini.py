@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from adversarial.attacks.base import Attack
-from adversarial.attacks.minimal import ANYWHERE, movable, only, threshold
+from adversarial.attacks.minimal import ANYWHERE, movable, only, seeing, threshold, width
 from adversarial.attacks.proximal import RowAdam
 from adversarial.geometry import into_box
 from adversarial.probe import Keep, Probe
@@ -18,11 +18,7 @@ from adversarial.streams import Streams
 from adversarial.threat import Region, Threat
 
 SHRINK = 0.999999  # of tanh space: a feature at its bound would lie at infinity and never move
-LARGEST, TENFOLD, MANY = (
-    1e10,
-    10.0,
-    10,
-)  # weights of the margin that are given up; growth; searches that end at the upper bound
+LARGEST, TENFOLD, MANY = 1e10, 10.0, 10  # weight that is given up; its growth; searches that end at the upper bound
 CHECKS, FALL = 10, 0.9999  # looks at the loss in a run, and below which share of the last it must be
 
 
@@ -105,7 +101,7 @@ class Tanh:
 @dataclass(frozen=True)
 class CarliniWagner(Attack):
     r"""Carlini and Wagner's L2 attack: Adam on $\|\delta\|_2^2 + c\,\max(\kappa - margin, 0)$ in tanh space, where the box has no
-    border, with a search on c for every sample.
+    border, with a search on c for every sample. Changes are measured in units of the box's width.
 
     Args:
         threat: a `Ball` of norm l2, by default without a radius.
@@ -147,10 +143,18 @@ class CarliniWagner(Attack):
             left = weights.left(search, self.searches)
             if not self.warm:
                 w, adam = space.start(), RowAdam(space.half)
-            weights.follow(left, self.descend(probe, rows, space, weights, left, w, adam))
+            weights.follow(left, self.descend(probe, rows, space, weights, left, w, adam, streams))
 
     def descend(
-        self, probe: Probe, rows: Tensor, space: Tanh, weights: Weights, left: Tensor, w: Tensor, adam: RowAdam
+        self,
+        probe: Probe,
+        rows: Tensor,
+        space: Tanh,
+        weights: Weights,
+        left: Tensor,
+        w: Tensor,
+        adam: RowAdam,
+        streams: Streams,
     ) -> Tensor:
         """One run of those `left`; moves `w` and `adam`, returns whether each came to an example."""
         hit, patience = torch.zeros_like(rows, dtype=torch.bool), Patience(rows, self.steps, self.abort)
@@ -158,13 +162,14 @@ class CarliniWagner(Attack):
         for step in range(self.steps):
             if not len(left):
                 break
+            unit = width(part.region)[:, None]
             moved, slope = part.steps(w[left])
-            gradient, gap = pressure(probe, part.region.moved(moved), rows[left], self.confidence)
+            gradient, gap = pressure(probe, part.region.moved(moved), rows[left], self.confidence, streams)
             hit[left] |= probe.latest[rows[left]]
             weight = weights.now[left]
-            downhill = (2 * moved - weight[:, None] * gradient) * slope
+            downhill = (2 * moved / unit.square() - weight[:, None] * gradient) * slope
             w[left] -= self.rate * adam.step(left, downhill)[0]
-            keep = patience(left, moved.square().sum(1) + weight * gap, step)
+            keep = patience(left, (moved / unit).square().sum(1) + weight * gap, step)
             if not keep.all():
                 left = left[keep]
                 part = space[left]
@@ -174,7 +179,8 @@ class CarliniWagner(Attack):
 @dataclass(frozen=True)
 class EAD(Attack):
     r"""Elastic-net attack: $c\,\max(\kappa - margin, 0) + \|\delta\|_2^2 + \beta\|\delta\|_1$ by gradient steps with momentum, each
-    followed by soft thresholding within the box (FISTA), with a search on c for every sample.
+    followed by soft thresholding within the box (FISTA), with a search on c for every sample. Changes are measured in units
+    of the box's width.
 
     Args:
         threat: a `Ball` of norm l1, by default without a radius.
@@ -210,35 +216,40 @@ class EAD(Attack):
         only(probe.region, "EAD", "l1")
         threshold(probe.goal)
         rows, probe.confidence = movable(probe), self.confidence
-        probe.cost = self.elastic if self.rule == "en" else None
         region = probe.region[rows]
+        units = width(probe.region)[:, None]
+        probe.cost = (lambda steps, rows: self.elastic(steps / units[rows])) if self.rule == "en" else None
         weights = Weights.starting(self.first, region.eps)
         for search in range(self.searches):
             left = weights.left(search, self.searches)
-            weights.follow(left, self.descend(probe, rows, region, weights, left))
+            weights.follow(left, self.descend(probe, rows, region, weights, left, streams))
 
     def elastic(self, steps: Tensor) -> Tensor:
         return steps.square().sum(1) + self.beta * steps.abs().sum(1)
 
-    def descend(self, probe: Probe, rows: Tensor, everyone: Region, weights: Weights, left: Tensor) -> Tensor:
+    def descend(
+        self, probe: Probe, rows: Tensor, everyone: Region, weights: Weights, left: Tensor, streams: Streams
+    ) -> Tensor:  # fmt: skip
         """One run of those `left` from the clean input; returns whether each came to an example."""
         hit, patience = torch.zeros_like(rows, dtype=torch.bool), Patience(rows, self.steps, self.abort)
         region = everyone[left]
+        unit = width(region)[:, None]
         last = ahead = torch.zeros_like(region.low)
         for step in range(self.steps):
             if not len(left):
                 return hit
-            gradient, gap = pressure(probe, region.moved(ahead), rows[left], self.confidence)
+            gradient, gap = pressure(probe, region.moved(unit * ahead), rows[left], self.confidence, streams)
             hit[left] |= probe.latest[rows[left]]
             weight, rate = weights.now[left], self.rate * math.sqrt(1 - step / self.steps)
-            u = ahead - rate * (2 * ahead - weight[:, None] * gradient)
-            now = into_box(u.sign() * (u.abs() - self.beta).clamp_min(0), region.low, region.high)
+            u = ahead - rate * (2 * ahead - weight[:, None] * unit * gradient)
+            now = into_box(u.sign() * (u.abs() - self.beta).clamp_min(0), region.low / unit, region.high / unit)
             keep = patience(left, self.elastic(ahead) + weight * gap, step)
-            last, ahead = now, into_box(now + step / (step + 3) * (now - last), region.low, region.high)
+            onward = now + step / (step + 3) * (now - last)
+            last, ahead = now, into_box(onward, region.low / unit, region.high / unit)
             if not keep.all():
-                left, region, last, ahead = left[keep], region[keep], last[keep], ahead[keep]
+                left, region, unit, last, ahead = left[keep], region[keep], unit[keep], last[keep], ahead[keep]
         if len(left):
-            probe.outputs(region.moved(last), rows[left])
+            probe.outputs(region.moved(unit * last), rows[left])
             hit[left] |= probe.latest[rows[left]]
         return hit
 
@@ -251,8 +262,10 @@ def checked(attack: CarliniWagner | EAD) -> None:
         )
 
 
-def pressure(probe: Probe, z: Tensor, rows: Tensor, confidence: float) -> tuple[Tensor, Tensor]:
+def pressure(
+    probe: Probe, z: Tensor, rows: Tensor, confidence: float, streams: Streams
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Gradient of the margin (b, D), zero where it is large enough, and how much is missing (b,)."""
     gradient, loss = probe.gradient(z, rows, "margin")
     gap = threshold(probe.goal) + confidence - loss
-    return gradient.flatten(1) * (gap >= 0)[:, None], gap.clamp_min(0)
+    return seeing(gradient, streams, rows).flatten(1) * (gap >= 0)[:, None], gap.clamp_min(0)

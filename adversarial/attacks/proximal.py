@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from adversarial.attacks.base import Attack
-from adversarial.attacks.minimal import ANYWHERE, cosine, movable, only, seeing, threshold, widths
+from adversarial.attacks.minimal import ANYWHERE, cosine, movable, only, seeing, threshold, width, widths
 from adversarial.geometry import into_box
 from adversarial.probe import Keep, Probe
 from adversarial.streams import Streams
@@ -153,7 +153,7 @@ class PDPGD(Attack):
             ahead, size = adam.step(place, slope)
             u = into_box(region.steps(z) - rate * span * ahead, region.low, region.high)
             metric = size / rate / span.square().clamp_min(torch.finfo(u.dtype).tiny)
-            z = region.moved(PROXIMAL[region.norm](u, metric, ((1 - weight) / weight)[:, None]))
+            z = region.moved(PROXIMAL[region.norm](u, metric, ((1 - weight) / weight / width(region))[:, None]))
             sign = torch.where(probe.latest[rows], -1.0, 1.0)
             dual = (dual + self.dual_rate * (1 - 0.9 * share) * sign).clamp(-LOGARITHM, LOGARITHM)
             weight = torch.lerp(torch.sigmoid(dual), weight, self.average)
