@@ -204,7 +204,7 @@ class Probe:
         some, points = rows[reached], z[reached]
         region = self.region[some]
         distance = region.distance(points)
-        cost = self.cost(region.steps(points)) if self.cost else distance
+        cost = self.cost(region.steps(points), some) if self.cost else distance
         better = cost < self.least[some] if self.keep == "nearest" else ~self.reached[some]
         some, points = some[better], points[better]
         self.found[some], self.nearest[some], self.least[some] = points, distance[better], cost[better]
