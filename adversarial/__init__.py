@@ -11,6 +11,7 @@ Nothing here knows of reprogramming or of molecules.
 from adversarial.attacks.apgd import APGD
 from adversarial.attacks.base import Attack
 from adversarial.attacks.boundary import Boundary, RayS, SignFlip
+from adversarial.attacks.carlini import EAD, CarliniWagner
 from adversarial.attacks.combine import EOT, AutoAttack, Restarts, Worst
 from adversarial.attacks.corruption import corrupt, corruption_errors
 from adversarial.attacks.deepfool import DeepFool, SparseFool, SuperDeepFool
@@ -19,6 +20,8 @@ from adversarial.attacks.fab import FAB
 from adversarial.attacks.gradient import BIM, FGSM, MIM, PGD
 from adversarial.attacks.hopskipjump import GeoDA, HopSkipJump
 from adversarial.attacks.jsma import JSMA
+from adversarial.attacks.minimal import DDN, FMN
+from adversarial.attacks.proximal import PDPGD, SigmaZero
 from adversarial.attacks.score import NES, SPSA
 from adversarial.attacks.semantic import GridSearch, WorstOf
 from adversarial.attacks.signopt import SignOPT
@@ -35,10 +38,10 @@ from adversarial.sets import Blur, BrightnessContrast, Hue, Lightness, Patch, Sa
 from adversarial.threat import Ball, Region, Threat, ThreatError
 
 __all__ = [
-    "APGD", "BIM", "EOT", "FAB", "FGSM", "JSMA", "MIM", "NES", "PGD", "SPSA", "ZOO", "Attack", "AutoAttack", "AutoZOOM", "Ball",
-    "Beam", "Blur", "Boundary", "BrightnessContrast", "DeepFool", "Genetic", "GeoDA", "GoalError", "Greedy", "GridSearch",
+    "APGD", "BIM", "DDN", "EAD", "EOT", "FAB", "FGSM", "FMN", "JSMA", "MIM", "NES", "PDPGD", "PGD", "SPSA", "ZOO", "Attack", "AutoAttack", "AutoZOOM", "Ball",
+    "Beam", "Blur", "Boundary", "BrightnessContrast", "CarliniWagner", "DeepFool", "Genetic", "GeoDA", "GoalError", "Greedy", "GridSearch",
     "HopSkipJump", "HotFlip", "Hue", "Indicators", "LargerError", "Lightness", "MultiLabel", "Patch", "RayS", "Region",
-    "Restarts", "Result", "Robustness", "Saturation", "SignFlip", "SignOPT", "SimBA", "SparseFool", "Spatial", "Square",
+    "Restarts", "Result", "Robustness", "Saturation", "SigmaZero", "SignFlip", "SignOPT", "SimBA", "SparseFool", "Spatial", "Square",
     "SuperDeepFool", "Targeted", "Threat", "ThreatError", "Together", "UniversalPatch", "UniversalPerturbation", "Untargeted",
     "Worst", "WorstOf", "check_attack", "corrupt", "corruption_errors", "evaluate", "indicators", "lift",
 ]  # fmt: skip

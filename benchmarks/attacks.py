@@ -86,7 +86,7 @@ def trained(model: Network, x: Tensor, y: Tensor, *, adversarially: bool) -> Non
     optimizer, generator = torch.optim.Adam(model.parameters(), 1e-3), torch.Generator().manual_seed(0)
     attack = ours.PGD(ours.Ball("linf", EPS), steps=5, step=1 / 3, early=False)
     for _ in range(4 if adversarially else 2):
-        for rows in tqdm(torch.randperm(len(x), generator=generator).split(128), desc="train"):
+        for rows in tqdm(torch.randperm(len(x), generator=generator).split(128), desc="train", mininterval=10):
             inputs = attack.run(model, x[rows], y[rows], generator=generator).worst if adversarially else x[rows]
             optimizer.zero_grad()
             F.cross_entropy(model(inputs), y[rows]).backward()
