@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
@@ -24,6 +24,9 @@ from reprogram.mapping import per_row_loss
 from reprogram.side_by_side import CACHED, collate_records, rebuilt
 from reprogram.sources.base import Source
 from reprogram.sources.codecs import Batch, Record
+
+if TYPE_CHECKING:
+    from reprogram.continuous import View
 
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
 FORMAT = 1
@@ -72,6 +75,14 @@ class Reprogrammed(nn.Module):
         if labels is None:
             return output
         return {"loss": self.row_losses(output, labels).mean(), "logits": output}
+
+    def continuous(self, inputs: Sequence[Any]) -> View:
+        """The model as a module of numbers that can be moved, around these inputs: `.module`, `.inputs` and `.free`, 1 where
+        they may. Pixels, samples or features in front of the program; for tokens the embeddings behind it.
+        """
+        from reprogram.continuous import continuous
+
+        return continuous(self, inputs)
 
     def row_losses(self, output: Tensor, y: Tensor) -> Tensor:
         """The task's own loss of each row, (B,)."""
