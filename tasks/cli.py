@@ -151,6 +151,32 @@ def evaluate(
 
 
 @app.command()
+def attack(
+    folder: options.Folder,
+    data: options.Data,
+    out: options.AttackFolder = "runs/attack",
+    threat: options.ThreatOption = None,
+    eps: options.Eps = None,
+    attack: options.Attacks = None,
+    rows: options.AttackedRows = 256,
+    input: options.Input = None,
+    target: options.Target = None,
+    seed: options.Seed = 0,
+    config: options.Config = None,
+    as_json: options.Json = False,
+    debug: options.Debug = False,
+) -> None:
+    """Attack a trained model on labelled rows; run again to resume a killed run."""
+    from tasks.attacking import attack_file
+
+    found = attack_file(
+        folder, data, out, threat=threat, eps=eps or (), attacks=attack or ("pgd",), rows=rows, input=input,
+        target=target or (), seed=seed,
+    )  # fmt: skip
+    typer.echo(json.dumps(found.facts) if as_json else f"{found.table}\n\nWritten to {out}/")
+
+
+@app.command()
 def optimize(
     starts: options.Starts,
     objective: options.Objective = None,

@@ -129,3 +129,10 @@ Timeout = Annotated[float | None, typer.Option(help="Seconds a call of the oracl
 Failing = Annotated[
     bool, typer.Option("--failing", help="NaN from a command says that a molecule cannot be measured; else an error.")
 ]
+AttackFolder = Annotated[str, typer.Option("--out", help="Folder of results; an unfinished run in it goes on.")]
+ThreatOption = Annotated[
+    str | None, typer.Option("--threat", help="rewrites (molecules), linf, l2 or l1; by default what suits the data.")
+]
+Eps = Annotated[list[float] | None, typer.Option(help="Size of the change; may be given several times.")]
+Attacks = Annotated[list[str] | None, typer.Option(help="fgsm, pgd (default), apgd, square, deepfool or autoattack.")]
+AttackedRows = Annotated[int, typer.Option("--rows", help="Rows that are attacked at most.", min=1)]
