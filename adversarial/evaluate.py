@@ -92,9 +92,9 @@ class Robustness:
         for i, name in enumerate(dict.fromkeys(point.attack for point in self.points)):
             curve = self.curve(name)
             eps = [point.eps for point in curve]
-            style = (
-                {"color": "black", "linewidth": 2.0} if name == WORST else {"color": COLOURS[i % 6], "linewidth": 1.2}
-            )
+            style = {"color": COLOURS[i % 6], "linewidth": 1.2, "zorder": 3}
+            if name == WORST:  # broad and behind: it lies on the strongest attack
+                style = {"color": "black", "linewidth": 5.0, "alpha": 0.3, "zorder": 2}
             ax.plot(eps, [point.accuracy for point in curve], marker="o", markersize=3, label=name, **style)
             if name == WORST:
                 ax.fill_between(
