@@ -141,10 +141,7 @@ def evaluate(
             if out is not None:
                 Robustness(threat.norm, tuple(found), mark).to_json(out)
         broken[name] = torch.tensor(point.broken, device=x.device)
-    result = Robustness(threat.norm, (*found, *worst_case(found)), mark)
-    if out is not None:
-        Robustness(threat.norm, tuple(found), mark).to_json(out)
-    return result
+    return Robustness(threat.norm, (*found, *worst_case(found)), mark)
 
 
 def measured(
@@ -175,7 +172,7 @@ def point_of(name: str, eps: float, broken: Tensor, forwards: int, backwards: in
 
 
 def worst_case(points: Sequence[Point]) -> list[Point]:
-    """A sample counts as right at an eps where no attack broke it; nothing to add for a single attack."""
+    """A sample counts as right at an eps where no attack broke it."""
     if len({point.attack for point in points}) < 2:
         return [replace(point, attack=WORST) for point in points]
     found = []

@@ -82,6 +82,15 @@ class Region:
         """Norm of the steps (B,)."""
         return norm_of(self.steps(z), self.norm)
 
+    def check_bounded(self) -> None:
+        """Raise ThreatError where there is no end to how far an attack of fixed size may go."""
+        sizes = (self.low, self.high) if self.norm in ("linf", "l0") else (self.eps,)
+        if not all(bool(size.isfinite().all()) for size in sizes):
+            raise ThreatError(
+                f"expected a finite eps for an attack within a {self.norm} ball, got none; give one, or use an attack that "
+                "looks for the nearest example"
+            )
+
     def contains(self, z: Tensor, tol: float = 1e-5) -> Tensor:
         """Whether each point lies in the region (B,), up to `tol` of its size."""
         steps = self.steps(z)
@@ -263,3 +272,8 @@ class Ball:
     def scaled(self, factor: float) -> Ball:
         """The same with eps times `factor`."""
         return replace(self, eps=self.eps * factor)
+
+
+ANYWHERE: dict[Norm, Ball] = {
+    norm: Ball(norm, float("inf")) for norm in PROJECTIONS
+}  # as near as possible within [0, 1]

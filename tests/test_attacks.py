@@ -118,6 +118,11 @@ def test_what_does_not_fit_is_said_in_one_sentence():
         (lambda: Ball("l3", 0.1), "a norm among"),
         (lambda: Ball("l2", torch.ones(5)).around(x), "one for each of 12"),
         (lambda: PGD(ball, steps=0), "at least one step"),
+        *(
+            (lambda make=make, norm=norm: make(Ball(norm, math.inf, None, None))(model, x, y), "a finite eps")
+            for make in (FGSM, PGD, APGD)
+            for norm in ("linf", "l2")
+        ),
         (lambda: attack(model, x, Targeted(y + 7)), "targets from 0"),
     ):
         with pytest.raises((GoalError, ThreatError, ValueError), match=says):

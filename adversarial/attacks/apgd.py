@@ -60,8 +60,7 @@ class APGD(Attack):
             be "dlr". A goal that is no class label is aimed at as it is.
 
     Reference: Croce & Hein, ICML 2020, arXiv:2003.01690; l1: Croce & Hein, ICML 2021, arXiv:2103.01208.
-    Differs from the authors' code: the first check counts its last step too; a sample that is broken leaves at once, and so
-    does one that can no longer move.
+    Differs from the authors' code: the first check counts its last step too; a sample that is broken leaves at once.
     """
 
     threat: Threat
@@ -86,6 +85,7 @@ class APGD(Attack):
         if not len(rows):
             return
         region = probe.region[rows]
+        region.check_bounded()
         if region.norm != "l1":
             self.ascend(probe, aim, rows, region, begin(region, streams, rows), self.steps)
             return

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from adversarial.attacks.base import Attack
-from adversarial.attacks.minimal import ANYWHERE, movable, only, seeing, threshold, width
+from adversarial.attacks.minimal import movable, only, seeing, threshold, width
 from adversarial.attacks.proximal import RowAdam
 from adversarial.geometry import into_box
 from adversarial.probe import Keep, Probe
 from adversarial.streams import Streams
-from adversarial.threat import Region, Threat
+from adversarial.threat import ANYWHERE, Region, Threat
 
 SHRINK = 0.999999  # of tanh space: a feature at its bound would lie at infinity and never move
 LARGEST, TENFOLD, MANY = 1e10, 10.0, 10  # weight that is given up; its growth; searches that end at the upper bound

@@ -59,7 +59,7 @@ SERIES: dict[str, Corruption] = {"noise": noise, "dropout": dropout, "warp": war
 def corrupt(x: Tensor, name: str, severity: int, *, generator: torch.Generator | None = None) -> Tensor:
     """Inputs under one corruption: images (B, C, H, W) within [0, 1] and stay there, series (B, …, L) have no bounds.
 
-    The five severities are those of ImageNet-C, with lengths in pixels that scale with the image. A sample's random numbers
+    The five severities follow ImageNet-C (from memory, not checked against its code), with lengths in pixels that scale with the image. A sample's random numbers
     are its own and the same at all severities. "saturate" needs three channels, "jpeg" one or three.
 
     Reference: Hendrycks & Dietterich, "Benchmarking neural network robustness to common corruptions and perturbations",

@@ -13,10 +13,10 @@ from torch import Tensor
 
 from adversarial.probe import Probe
 from adversarial.streams import Streams
-from adversarial.threat import Ball, Norm, Region, Threat, norm_of
+from adversarial.threat import ANYWHERE, Ball, Norm, Region, Threat, norm_of
 
 PIECE, WORK = 128, 1 << 23  # most points of a row in one call, most numbers in one call
-ANY_L2, ANY_LINF = Ball("l2", float("inf")), Ball("linf", float("inf"))  # the nearest example, however far
+ANY_L2, ANY_LINF = ANYWHERE["l2"], ANYWHERE["linf"]
 SPARE = 24  # queries kept for the step after an estimate
 DEEPEST = 60  # halvings of a bracket
 

@@ -91,7 +91,7 @@ class HotFlip(DiscreteSearch):
     One forward and one backward pass of a candidate rank all its flips.
 
     Args:
-        width: candidates kept; 10 in the paper.
+        width: candidates kept.
         steps: flips at most.
         queries: candidates scored at most, the start included.
 

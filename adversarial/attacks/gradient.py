@@ -28,6 +28,7 @@ class FGSM(Attack):
         rows = probe.open
         if len(rows):
             region = probe.region[rows]
+            region.check_bounded()
             gradient, _ = probe.gradient(region.anchor, rows, self.loss)
             probe.outputs(region.best(gradient), rows)
 
@@ -78,6 +79,7 @@ class PGD(Attack):
     def ascend(self, probe: Probe, rows: Tensor, streams: Streams) -> None:
         """One restart."""
         region = probe.region[rows]
+        region.check_bounded()
         z = region.sample(streams, rows) if self.random_start else region.anchor
         momentum, seen, fixed = torch.zeros_like(z), Seen(z, self.steps), not self.decay and probe.samples == 1
         for _ in range(self.steps):

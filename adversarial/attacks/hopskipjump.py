@@ -23,6 +23,7 @@ from adversarial.attacks.decision import (
     noise,
     normal,
 )  # fmt: skip
+from adversarial.attacks.simba import cosines
 from adversarial.probe import Keep, Probe
 from adversarial.streams import Streams
 from adversarial.threat import Norm, Threat, norm_of
@@ -176,13 +177,7 @@ class GeoDA(Attack):
             lead = size // math.prod(spatial)
             u = noise(streams, rows, count * lead, math.prod(few)).double().view(-1, *few)
             for full, low in zip(spatial, few, strict=True):
-                u = torch.tensordot(u, cosines(low, full).to(u), dims=([1], [0]))  # the axis moves last; all come by
+                u = torch.tensordot(u, cosines(full, low).to(u), dims=([1], [0]))  # the axis moves last; all come by
             return u.reshape(len(rows), count, size)
 
         return draw
-
-
-def cosines(low: int, full: int) -> Tensor:
-    """The `low` slowest vectors (low, full) of the discrete cosine transform."""
-    angle = torch.arange(low)[:, None] * (torch.arange(full)[None] + 0.5) * math.pi / full
-    return angle.cos() * torch.where(torch.arange(low) > 0, math.sqrt(2 / full), math.sqrt(1 / full))[:, None]

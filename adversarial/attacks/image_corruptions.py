@@ -35,15 +35,11 @@ def gaussian_noise(x: Tensor, level: int, streams: Streams) -> Tensor:
 
 def shot_noise(x: Tensor, level: int, streams: Streams) -> Tensor:
     """Poisson counts of so many photons at full brightness."""
-    photons = (60, 25, 12, 5, 3)[level]
-    mean, uniform = x * photons, streams.uniform(rows_of(x), *x.shape[1:])
-    counts, chance = torch.zeros_like(x), torch.exp(-mean)
-    below = chance.clone()
-    for count in range(1, photons + 10 * math.ceil(math.sqrt(photons))):  # beyond, less than a chance in 10^9
-        counts = torch.where(uniform > below, count, counts)
-        chance = chance * mean / count
-        below = below + chance
-    return counts / photons
+    from scipy.stats import poisson
+
+    photons, uniform = (60, 25, 12, 5, 3)[level], streams.uniform(rows_of(x), *x.shape[1:])
+    counts = poisson.ppf(uniform.cpu().double().numpy(), (x.detach().cpu().double() * photons).numpy())
+    return torch.from_numpy(counts).to(x).clamp_min(0) / photons
 
 
 def impulse_noise(x: Tensor, level: int, streams: Streams) -> Tensor:

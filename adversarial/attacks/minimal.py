@@ -14,10 +14,9 @@ from adversarial.geometry import PROJECTIONS
 from adversarial.goals import Goal, GoalError
 from adversarial.probe import Keep, Probe
 from adversarial.streams import Streams
-from adversarial.threat import DUAL, Ball, Region, Threat, norm_of
+from adversarial.threat import ANYWHERE, DUAL, Region, Threat, norm_of
 
 EDGE = 1e-6  # share of a feature's width that counts as at its bound
-ANYWHERE = {norm: Ball(norm, math.inf) for norm in PROJECTIONS}  # the threats without a radius
 
 
 @dataclass(frozen=True)

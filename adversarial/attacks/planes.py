@@ -9,9 +9,9 @@ from torch import Tensor
 
 from adversarial.goals import Goal, GoalError, LargerError, MultiLabel, Untargeted
 from adversarial.probe import Probe
-from adversarial.threat import DUAL, Ball, Norm, Region, norm_of
+from adversarial.threat import ANYWHERE, DUAL, Norm, Region, norm_of
 
-ANY_L2, ANY_L0 = Ball("l2", float("inf")), Ball("l0", float("inf"))  # as near as possible within [0, 1]
+ANY_L2, ANY_L0 = ANYWHERE["l2"], ANYWHERE["l0"]
 
 
 def nearest(normal: Tensor, gap: Tensor, low: Tensor, high: Tensor, norm: Norm) -> Tensor:

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from adversarial.attacks.base import Attack
-from adversarial.attacks.minimal import ANYWHERE, cosine, movable, only, seeing, threshold, width, widths
+from adversarial.attacks.minimal import cosine, movable, only, seeing, threshold, width, widths
 from adversarial.geometry import into_box
 from adversarial.probe import Keep, Probe
 from adversarial.streams import Streams
-from adversarial.threat import Threat
+from adversarial.threat import ANYWHERE, Threat
 
 FIRST, SECOND, STEADY = 0.9, 0.999, 1e-8  # Adam's decays, and what keeps its denominator from zero
 LOGARITHM = math.log(1e6)  # bound on the logarithm of the weights' ratio

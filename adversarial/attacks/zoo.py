@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from typing import ClassVar
 
 import torch
@@ -15,7 +15,7 @@ from adversarial.attacks.square import as_image
 from adversarial.goals import GoalError, LargerError
 from adversarial.probe import Keep, Probe
 from adversarial.streams import Streams
-from adversarial.threat import Ball, Region, Threat
+from adversarial.threat import ANYWHERE, Region, Threat
 
 POINTS = 2048  # asked about at once
 CHECKS, FELL = 10, 0.9999  # checks in a run, and the share of the last check's objective that is progress
@@ -68,7 +68,7 @@ class ZOO(Attack):
 
     keep: ClassVar[Keep] = "nearest"
 
-    threat: Threat = field(default_factory=lambda: Ball("l2", float("inf")))
+    threat: Threat = ANYWHERE["l2"]
     steps: int = 3000
     coordinates: int = 128
     rate: float = 0.01
@@ -162,7 +162,7 @@ class AutoZOOM(Attack):
 
     keep: ClassVar[Keep] = "nearest"
 
-    threat: Threat = field(default_factory=lambda: Ball("l2", float("inf")))
+    threat: Threat = ANYWHERE["l2"]
     steps: int = 10000
     directions: int = 4
     rate: float = 2e-3
