@@ -32,7 +32,7 @@ from torch.nn import functional as F
 import adversarial as ours
 from adversarial.contract import Counted
 from benchmarks.harness import RESULTS, load_rows, parser, save_rows
-from benchmarks.summary import interval
+from benchmarks.summary import spread
 from reprogram.files import atomic_file
 from tasks.images import fashion_mnist
 
@@ -243,18 +243,11 @@ def table(rows: list[dict]) -> str:
         for library, part in some.groupby("library", sort=False):
             times = part.set_index("seed").seconds
             ratio = (mine / times).dropna().to_numpy()
-            cells = [f"{times.mean():.2f}", spread(ratio) if library != "ours" else "1"]
+            cells = [f"{times.mean():.2f}", spread(ratio, 2) if library != "ours" else "1"]
             cells += [f"{part[key].mean():.1f}" for key in ("forwards", "backwards")]
             cells += [shown(part, key) for key in ("robust", "success", "median")]
             lines.append(f"| {kind} | {attack} | {library} | {' | '.join(cells)} |")
     return "\n".join(lines)
-
-
-def spread(values: np.ndarray) -> str:
-    if not len(values):
-        return "–"
-    low, high = interval(values)
-    return f"{values.mean():.2f} ({low:.2f}–{high:.2f})"
 
 
 def shown(part: pd.DataFrame, key: str) -> str:

@@ -32,7 +32,7 @@ import pandas as pd
 import torch
 
 from benchmarks.harness import RESULTS, load_rows, parser, save_rows
-from benchmarks.summary import interval
+from benchmarks.summary import spread
 from reprogram import Reprogrammed, adapt, predict
 from tasks import load_task
 from tasks.molecules.artefact_oracle import artefact
@@ -216,15 +216,6 @@ def shown(group: pd.DataFrame, name: str) -> dict[str, str]:
         cells["AUC top-10"] = spread(group.auc)
     means = {key: f"{group[key].mean():.0f}" for key in ("calls", "proposals")}
     return cells | means | {"CPU s": f"{group.seconds.mean():.1f}"}
-
-
-def spread(column: pd.Series) -> str:
-    """Mean with its 95 % bootstrap interval over searches."""
-    values = column.dropna().to_numpy(dtype=float)
-    if not len(values):
-        return "–"
-    low, high = interval(values)
-    return f"{values.mean():.3f} ({low:.3f}–{high:.3f})"
 
 
 def main() -> None:

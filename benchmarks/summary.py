@@ -35,6 +35,16 @@ def interval(values: np.ndarray) -> tuple[float, float]:
     return float(found.low), float(found.high)
 
 
+def spread(values: np.ndarray, digits: int = 3) -> str:
+    """Mean with its 95 % bootstrap interval, as it stands in a table; NaN are left out."""
+    known = np.asarray(values, dtype=float)
+    known = known[~np.isnan(known)]
+    if not len(known):
+        return "–"
+    low, high = interval(known)
+    return f"{known.mean():.{digits}f} ({low:.{digits}f}–{high:.{digits}f})"
+
+
 def wins(table: pd.DataFrame) -> str:
     """Paired comparisons: share of cells won, and the geometric mean of the loss ratio with its interval."""
     wide = table.pivot_table(index=CELL, columns="method", values="loss")
