@@ -8,7 +8,8 @@ from torch import nn
 
 from adversarial.attacks.score import NES, SPSA
 from adversarial.attacks.simba import SimBA, cosines
-from adversarial.attacks.square import Bumps, Square, bump
+from adversarial.attacks.square import Bumps, Square
+from adversarial.attacks.windows import bump
 from adversarial.attacks.zoo import ZOO, AutoZOOM, Enlarging
 from adversarial.contract import check_attack, example
 from adversarial.goals import GoalError, LargerError, MultiLabel, margin

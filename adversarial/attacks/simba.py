@@ -10,7 +10,7 @@ from torch import Tensor
 
 from adversarial.attacks.base import Attack
 from adversarial.attacks.score import check_positive
-from adversarial.attacks.square import as_image
+from adversarial.attacks.windows import as_image
 from adversarial.probe import Probe
 from adversarial.streams import Streams
 from adversarial.threat import Region, Threat

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from bisect import bisect_left
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from adversarial.attacks.base import Attack
+from adversarial.attacks.windows import Frame, as_image, bump, places, unit, window
 from adversarial.probe import Probe
 from adversarial.streams import Streams
 from adversarial.threat import Region, Threat, ThreatError
@@ -90,45 +90,6 @@ class Square(Attack):
 
 
 @dataclass
-class Frame:
-    """The rectangle of each sample's rows and columns in which windows lie; fields are (b,)."""
-
-    top: Tensor
-    left: Tensor
-    height: Tensor
-    width: Tensor
-
-    @classmethod
-    def around(cls, region: Region) -> Frame:
-        """The smallest one that holds all features with room."""
-        free = as_image((region.low < 0) | (region.high > 0), region.anchor).any(1)
-        edges = []
-        for line in (free.any(2), free.any(1)):
-            first = line.to(torch.uint8).argmax(1)
-            last = line.shape[1] - 1 - line.flip(1).to(torch.uint8).argmax(1)
-            edges += [first, last - first + 1]
-        return cls(edges[0], edges[2], edges[1], edges[3])
-
-    def keep(self, rows: Tensor) -> Frame:
-        return Frame(*(getattr(self, field.name)[rows] for field in fields(self)))
-
-    def sizes(self, share: float, least: int = 1) -> tuple[Tensor, Tensor]:
-        """Height and width (b,) of a window of this share of the area: square where it fits, odd if `least` is above 1."""
-        area = share * self.height * self.width
-        side = area.sqrt().round().clamp_min(least)
-        if least > 1:
-            side = side + 1 - side % 2
-        tall = torch.minimum(torch.where(side > self.width, (area / self.width).round(), side), self.height)
-        wide = torch.minimum(torch.where(side > self.height, (area / self.height).round(), side), self.width)
-        return tall.clamp_min(1).long(), wide.clamp_min(1).long()
-
-    def place(self, draws: Tensor, tall: Tensor, wide: Tensor) -> tuple[Tensor, Tensor]:
-        """Top and left (b,) of a window, from two uniform numbers each."""
-        top = (draws[:, 0] * (self.height - tall + 1)).long() + self.top
-        return top, (draws[:, 1] * (self.width - wide + 1)).long() + self.left
-
-
-@dataclass
 class Corners:
     """linf: every feature at its lowest or highest value; a point of the region without any projection."""
 
@@ -160,15 +121,15 @@ class Corners:
         """The next points, and which of them differ from z (b,)."""
         tall, wide = self.frame.sizes(share)
         top, left = self.frame.place(draws, tall, wide)
-        inside, up = window(self.low, top, left, tall, wide), (draws[:, 2:] < 0.5)[:, :, None, None]
-        old = z.view_as(self.low)
-        new = torch.where(inside, torch.where(up, self.high, self.low), old)
-        same = (new == old).flatten(1).all(1)
+        where = places(self.low, top, left, tall, wide)  # windows are small: only they are looked at
+        low, high, old = (image.flatten(1).gather(1, where) for image in (self.low, self.high, z))
+        up = (draws[:, 2:] < 0.5).repeat_interleave(where.shape[1] // self.low.shape[1], 1)
+        new = torch.where(up, high, low)
+        same = (new == old).all(1)
         if same.any():
-            turned = torch.where(up[same], self.low[same], self.high[same])
-            new[same] = torch.where(inside[same], turned, old[same])
-            same = (new == old).flatten(1).all(1)
-        return new.view_as(z), ~same
+            new = torch.where(up ^ same[:, None], high, low)
+            same = (new == old).all(1)
+        return z.flatten(1).scatter(1, where, new).view_as(z), ~same
 
 
 @dataclass
@@ -250,43 +211,3 @@ class Bumps:
             length = torch.linalg.vector_norm(flat, self.power, dim=1).clamp_min(torch.finfo(flat.dtype).tiny)
             flat = flat * (stretch * self.region.eps / length)[:, None]
         return self.region.project(self.region.anchor + flat.view_as(self.region.anchor))
-
-
-def as_image(flat: Tensor, like: Tensor) -> Tensor:
-    """Rows (b, …) of samples like these as (b, C, h, w)."""
-    shape = like.shape[1:]
-    height, width = (shape[-2] if len(shape) > 2 else 1), (shape[-1] if len(shape) else 1)
-    return flat.reshape(len(flat), math.prod(shape[:-2] if len(shape) > 2 else shape[:-1]), height, width)
-
-
-def window(image: Tensor, top: Tensor, left: Tensor, tall: Tensor, wide: Tensor) -> Tensor:
-    """Which pixels lie in each sample's window (b, 1, h, w)."""
-    down = torch.arange(image.shape[2], device=image.device) - top[:, None]
-    across = torch.arange(image.shape[3], device=image.device) - left[:, None]
-    down, across = (down >= 0) & (down < tall[:, None]), (across >= 0) & (across < wide[:, None])
-    return (down[:, :, None] & across[:, None, :])[:, None]
-
-
-def bump(down: Tensor, tall: Tensor, across: Tensor, wide: Tensor, upright: Tensor, fall: int) -> Tensor:
-    r"""Two opposite peaks side by side, or one over the other where `upright`, at places in a window of this size.
-
-    At distance d (the larger of both axes') from its middle a peak of half size n is $\sum_{j=d+1}^{n+1} j^{-\text{fall}}$ high.
-    """
-    upright = (upright | (wide < 2)) & (tall > 1)
-    along, other = torch.where(upright, down, across), torch.where(upright, across, down)
-    size, breadth = torch.where(upright, tall, wide), torch.where(upright, wide, tall)
-    half = size // 2
-    second = along >= half
-    along, size = torch.where(second, along - half, along), torch.where(second, size - half, half)
-    distance = torch.maximum((along - size // 2).abs(), (other - breadth // 2).abs())
-    reach = torch.maximum(size, breadth) // 2 + 1
-    inverse = 1 / torch.arange(1, int(reach.max()) + 1, device=reach.device, dtype=torch.float64).pow(fall)
-    sums = torch.cat([inverse.new_zeros(1), inverse.cumsum(0)])
-    height = sums[reach] - sums[torch.minimum(distance, reach)]
-    return torch.where(second, -height, height)
-
-
-def unit(image: Tensor, power: int) -> Tensor:
-    """Every channel divided by its norm."""
-    norm = torch.linalg.vector_norm(image, power, dim=(2, 3), keepdim=True)
-    return image / norm.clamp_min(torch.finfo(image.dtype).tiny)

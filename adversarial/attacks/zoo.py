@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from adversarial.attacks.base import Attack
 from adversarial.attacks.score import adam, check_positive, wide
-from adversarial.attacks.square import as_image
+from adversarial.attacks.windows import as_image
 from adversarial.goals import GoalError, LargerError
 from adversarial.probe import Keep, Probe
 from adversarial.streams import Streams
