@@ -43,6 +43,7 @@ MORE = {  # what a search looks at besides
     "series": ("crepe", "minilm"),
     "tables": ("minilm",),
 }
+MEANINGFUL = ("descriptors", "composition")  # sources each of whose features a tree can ask about
 STEPS, FULL_BATCH, FEW_ROWS = 20, 256, 100
 LEFT_OUT = "the program was left out, because its readouts did not predict held-out rows better than the untouched ones"
 SMALL, FOLDS_SMALL, FOLDS = 100, 3, 2  # few rows cannot spare half of them; many rows make each fold expensive
@@ -225,11 +226,11 @@ class Plan:
         return Reprogrammed(Parallel(programs), SideBySide(self.all[: len(programs)]), Stack(readouts))
 
     def untouched(self) -> list[nn.Module]:
-        """Fresh readouts of the frozen sources: ridge, then processes, on all but fingerprints; a forest and a process
-        that compare fingerprints."""
+        """Fresh readouts of the frozen sources: ridge, then processes, on all but fingerprints; a forest where features
+        mean something one by one; a process that compares fingerprints."""
         found = [self.ridge(self.dense), *self.processes(self.dense)]
-        if "descriptors" in self.at:
-            found.append(self.forest([self.at[name] for name in ("descriptors", "morgan") if name in self.at]))
+        if any(name in self.at for name in MEANINGFUL):
+            found.append(self.forest([self.at[name] for name in (*MEANINGFUL, "morgan") if name in self.at]))
         return found + ([self.gp([self.at["morgan"]], "tanimoto")] if "morgan" in self.at else [])
 
     def programmed(self) -> list[nn.Module]:
