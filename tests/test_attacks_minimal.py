@@ -82,32 +82,67 @@ def optimum(model, x, y, norm, low=0.0, high=1.0):
 SHARP = {
     "ddn-l2": DDN(steps=150), **{f"fmn-{norm}": FMN(everywhere(norm), steps=200) for norm in NORMS},
     "sigma-zero-l0": SigmaZero(steps=200), **{f"pdpgd-{norm}": PDPGD(everywhere(norm), steps=300) for norm in ("linf", "l2", "l1")},
-    "cw-l2": CarliniWagner(searches=6, steps=120, rate=0.03, first=1.0),
-    "ead-l1": EAD(rule="l1", beta=0.02, searches=6, steps=100, rate=0.05, first=0.1),
+    "cw-l2": CarliniWagner(searches=9, steps=200, first=0.01),
+}  # fmt: skip
+LONG = {
+    **{f"pdpgd-{norm}": PDPGD(everywhere(norm), steps=2000) for norm in ("linf", "l2", "l1")},
+    "cw-l2": CarliniWagner(steps=1000), "ead-l1": EAD(rule="l1", beta=0.03, first=0.1),
 }  # fmt: skip
 
 
-WORST = {
-    "pdpgd-linf": 1.15,
-    "pdpgd-l2": 1.15,
-    "pdpgd-l1": 1.15,
-    "cw-l2": 1.4,
-    "ead-l1": 2.0,
-    "fmn-l0": 2.0,
-    "sigma-zero-l0": 2.0,
-}
+# a few hundred steps of two players still go back and forth; counts of features are whole numbers
+WORST = {"pdpgd-linf": 1.15, "pdpgd-l2": 1.15, "pdpgd-l1": 1.15, "fmn-l0": 2.0, "sigma-zero-l0": 2.0}
+
+
+def ratios(attack, norm):
+    """How much farther than the exact optimum the examples of a linear model are."""
+    model, x, y = linear(2)
+    best = optimum(model, x, y, norm)
+    result = attack.run(model, x, y)
+    assert torch.equal(result.success, best.isfinite())
+    ratio = (result.distance / best)[result.success]
+    assert (ratio >= 1 - 1e-6).all()
+    return ratio
 
 
 @pytest.mark.parametrize("name", SHARP)
 def test_the_nearest_example_of_a_linear_model(name):
+    ratio = ratios(SHARP[name], name.rpartition("-")[2])
+    assert ratio.max() <= WORST.get(name, 1.05) and ratio.median() <= 1.05
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", LONG)
+def test_the_nearest_example_of_a_linear_model_with_many_steps(name):
+    ratio = ratios(LONG[name], name.rpartition("-")[2])
+    assert ratio.max() <= (1.1 if name == "ead-l1" else 1.05) and ratio.median() <= 1.02
+
+
+def test_the_least_elastic_cost_of_a_linear_model():
+    """Its conditions of optimality leave one number free, the plane's multiplier: found by bisection."""
     model, x, y = linear(2)
-    norm = name.rpartition("-")[2]
-    best = optimum(model, x, y, norm)
-    result = SHARP[name].run(model, x, y)
-    assert torch.equal(result.success, best.isfinite())
-    ratio = (result.distance / best)[result.success]
-    assert (ratio >= 1 - 1e-6).all()
-    assert ratio.max() <= WORST.get(name, 1.05) and ratio.median() <= (1.3 if name == "ead-l1" else 1.05)
+    weight, beta = (model.weight[1 - y] - model.weight[y]).detach(), 1e-3
+    gap = -(model(x).detach().diff(dim=1)[:, 0] * torch.where(y == 0, 1, -1))
+    room = torch.where(weight > 0, 1 - x, x)
+    below, above = torch.zeros_like(gap), torch.full_like(gap, 1e4)
+
+    def change(multiplier):
+        return torch.minimum(((multiplier[:, None] * weight.abs() - beta) / 2).clamp_min(0), room)
+
+    for _ in range(80):
+        middle = (below + above) / 2
+        across = (change(middle) * weight.abs()).sum(1) >= gap
+        below, above = torch.where(across, below, middle), torch.where(across, middle, above)
+    best, result = change(above), EAD(searches=6, steps=100, rate=0.05, first=0.1, beta=beta).run(model, x, y)
+    costs = [d.square().sum(1) + beta * d.sum(1) for d in ((result.x_adv - x).abs(), best)]
+    ratio = (costs[0] / costs[1])[result.success]
+    assert result.success.all() and ratio.min() >= 1 - 1e-6 and ratio.median() <= 1.02 and ratio.max() <= 1.05**2
+
+
+def test_a_weight_that_only_momentum_made_work_is_not_taken():
+    """Moments of the run before carry the next one over the boundary; a bracket below the least weight that works would do."""
+    ratio = ratios(CarliniWagner(steps=300), "l2")
+    assert ratio.max() <= 1.02
 
 
 @pytest.mark.parametrize("name", ["ddn-l2", "fmn-linf", "fmn-l2"])

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import colorsys
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -10,8 +13,10 @@ from torch import nn
 from adversarial.attacks.corruption import IMAGES, SERIES, CorruptionErrors, corrupt, corruption_errors
 from adversarial.attacks.image_corruptions import filtered, gaussian
 from adversarial.attacks.universal import UniversalPatch, UniversalPerturbation
+from adversarial.attacks.weather import clouds
 from adversarial.contract import Counted, example
 from adversarial.goals import GoalError, LargerError, MultiLabel, Targeted
+from adversarial.streams import Streams
 from adversarial.threat import Ball, ThreatError
 
 SHAPE = (3, 12, 10)
@@ -140,7 +145,7 @@ def test_laws_of_image_corruptions(name, shape):
 
 def test_severities_get_worse():
     x = torch.nn.functional.interpolate(pictures(4, (3, 7, 7)), size=(56, 56), mode="bilinear")
-    for name in set(IMAGES) - {"saturate", "elastic", "pixelate"}:
+    for name in set(IMAGES) - {"saturate", "elastic", "pixelate", "snow"}:
         far = [float((corrupt(x, name, severity) - x).square().mean()) for severity in range(1, 6)]
         assert far == sorted(far) and far[0] > 0, name
 
@@ -165,8 +170,8 @@ def test_filters_agree_with_scipy():
         for channel in range(2):
             own = ndimage.correlate(x[row, channel].numpy(), kernel[row].numpy(), mode="mirror")
             assert np.allclose(filtered(x, kernel)[row, channel], own)
-    smooth = gaussian(x, 1.0)[0, 0].numpy()
-    assert np.allclose(smooth, ndimage.gaussian_filter(x[0, 0].numpy(), 1.0, mode="mirror", truncate=3))
+    smooth = gaussian(x, 1.0)[1, 1].numpy()
+    assert np.allclose(smooth, ndimage.gaussian_filter(x[1, 1].numpy(), 1.0, mode="nearest"))
 
 
 def test_colour_of_brightness_and_contrast():
@@ -176,6 +181,48 @@ def test_colour_of_brightness_and_contrast():
     assert brighter[1, :, 0, 0].tolist() == pytest.approx([0.1, 0.1, 0.1])
     y = pictures(1, (1, 8, 8))
     assert torch.allclose(corrupt(y, "contrast", 3).std() / y.std(), torch.tensor(0.2, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("severity, factor, shift", [(1, 0.3, 0.0), (3, 2.0, 0.0), (4, 5.0, 0.1)])
+def test_saturation_is_that_of_hsv(severity, factor, shift):
+    colours = [(0.2, 0.4, 0.1), (0.7, 0.65, 0.68), (0.5, 0.5, 0.5), (0.0, 0.0, 0.0), (0.9, 0.1, 0.9)]
+    x = torch.tensor(colours, dtype=torch.float64)[:, :, None, None].expand(-1, -1, 2, 2)
+    found = corrupt(x, "saturate", severity)[:, :, 0, 0]
+    for colour, one in zip(colours, found.tolist(), strict=True):
+        hue, saturation, value = colorsys.rgb_to_hsv(*colour)
+        assert one == pytest.approx(colorsys.hsv_to_rgb(hue, min(saturation * factor + shift, 1), value), abs=1e-9)
+
+
+def test_shifts_of_elastic_have_the_published_size():
+    """Mean squares at the third severity, in pixels of 224: of the smooth field, and of the corners' steps, two of which
+    have the centre between them."""
+    ramp = torch.arange(224, dtype=torch.float64) / 224
+    x = ramp.expand(20, 1, 224, 224).clone()
+    x[:, :, 0, 0] = torch.arange(20)[:, None] / 20  # samples that differ draw different numbers
+    shift = 224 * (corrupt(x, "elastic", 3) - x)[:, 0, 80:144, 80:144]
+    field, step = 12.2**2 / 3 / (4 * math.pi * 2.44**2), 4.88**2 / 3
+    tilt = 2 * (2 * step / 148**2) * 64**2 / 12
+    assert shift.var(dim=(1, 2)).mean() == pytest.approx(field + tilt, rel=0.25)
+    assert shift.mean((1, 2)).square().mean() == pytest.approx(step / 2, rel=0.6)
+
+
+def test_fog_is_rough_where_it_should_be():
+    """The darkest image gets none; a slower decay leaves more in the finest cells."""
+    assert (corrupt(torch.zeros(2, 3, 20, 20), "fog", 3) == 0).all()
+    x = pictures(6, (1, 60, 60))
+    streams = [Streams(x, 0), Streams(x, 0)]
+    smooth, rough = (clouds(x, decay, one) for decay, one in zip((3.0, 1.4), streams, strict=True))
+    assert smooth.shape == x.shape and smooth.amin() >= 0 and smooth.amax() <= 1
+    assert (rough.diff(dim=3).abs().mean((1, 2, 3)) > smooth.diff(dim=3).abs().mean((1, 2, 3))).all()
+
+
+def test_snow_lies_on_a_paler_image_and_on_the_same_turned_round():
+    x = torch.full((3, 3, 60, 64), 0.2, dtype=torch.float64)
+    for severity, share in ((1, 0.8), (5, 0.55)):
+        snowy = corrupt(x, "snow", severity)
+        pale = share * 0.2 + (1 - share) * (1.5 * 0.2 + 0.5)
+        assert (snowy >= pale - 1e-9).all() and snowy.amax() > pale + 0.1
+        assert torch.allclose(snowy, snowy.rot90(2, (2, 3)))
 
 
 @pytest.mark.parametrize("name", SERIES)
@@ -229,7 +276,7 @@ def test_the_mean_corruption_error_is_that_of_the_formula():
 def test_bad_input_of_corruptions():
     x = pictures(2)
     for call, says in (
-        (lambda: corrupt(x, "snow", 1), "a corruption among"),
+        (lambda: corrupt(x, "frost", 1), "a corruption among"),
         (lambda: corrupt(x, "contrast", 6), "severity from 1 to 5"),
         (lambda: corrupt(3 * x, "contrast", 1), "inputs within"),
         (lambda: corrupt(x[0], "contrast", 1), r"\(B, C, H, W\)"),

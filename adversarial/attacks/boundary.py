@@ -34,7 +34,8 @@ class Boundary(Attack):
 
     Reference: Brendel, Rauber & Bethge, ICLR 2018, arXiv:1712.04248.
     Differs from the paper: the step along the sphere is tried by itself in every tenth step only; shares are taken of the
-    last 10 and 30 tries; a walk ends when its step towards the input has become too small to be told apart.
+    last 10 and 30 tries instead of 1000 and 300 steps, so that steps fit within a thousand queries; a walk ends when its
+    step towards the input has become too small to be told apart.
     """
 
     keep: ClassVar[Keep] = "nearest"
@@ -111,18 +112,20 @@ class Rate:
 class SignFlip(Attack):
     r"""Shrink the change and flip the signs of a few of its features, each where the goal stays reached.
 
-    In turn $\delta \leftarrow \operatorname{clip}(\delta, \pm(\|\delta\|_\infty - \alpha))$ and
-    $\delta \leftarrow \delta \odot s$ with signs s of which a share p is -1; α and p follow how often each works.
+    In turn $\delta \leftarrow \operatorname{clip}(\delta + \eta, \pm(\|\delta\|_\infty - \alpha))$ with every number of η
+    -α or α, and $\delta \leftarrow \delta \odot s$ with a sign $s_i$ that is -1 with probability $p_i$. α and p follow how often
+    each works; a $p_i$ falls where a flip of its feature worked, and rises where one of others did.
 
     Args:
         threat: a linf `Ball`; with a finite eps a sample leaves when it is broken within.
         queries: forward passes per sample, never exceeded.
         shrink: α at first, in units of the inputs.
-        flips: p at first.
+        flips: p at first; it stays between a tenth and ten times that.
         starts, tries: as in `Boundary`.
 
     Reference: Chen et al., "Boosting decision-based black-box adversarial attacks with random sign flip", ECCV 2020.
-    Differs from the paper: signs of single features are flipped at every size of input; at least one is.
+    Differs from the authors' code: one sign is flipped at least, as most proposals for small inputs would change nothing;
+    no signs of smaller images, enlarged.
     """
 
     keep: ClassVar[Keep] = "nearest"
@@ -141,8 +144,8 @@ class SignFlip(Attack):
         asked = Decisions(probe, self.threat, self.queries)
         rows, steps = begin(asked, streams, probe.sound, self.starts, self.tries)
         steps = boundary(asked, rows, steps, "linf", TOL)
-        alpha, p = torch.full_like(steps[:, 0], self.shrink), torch.full_like(steps[:, 0], self.flips)
-        shrunk, flipped = Rate(p, 30, 0.3, 0.7), Rate(p, 30, 0.3, 0.7)
+        alpha, p = torch.full_like(steps[:, 0], self.shrink), torch.full_like(steps, self.flips)
+        shrunk, flipped = Rate(alpha, 10, 0.3, 0.7), Rate(alpha, 10, 0.3, 0.7)
         while True:
             going = asked.going(rows) & (steps != 0).any(1)
             if not going.all():
@@ -152,10 +155,13 @@ class SignFlip(Attack):
             if not len(rows):
                 return
             size = (norm_of(steps, "linf") - alpha).clamp_min(0)[:, None]
-            steps, yes = self.moved(asked, rows, steps, torch.clamp(steps, -size, size))
+            eta = alpha[:, None] * streams.signs(rows, steps.shape[1]).to(steps.dtype)
+            steps, yes = self.moved(asked, rows, steps, asked.press(torch.clamp(steps + eta, -size, size), rows))
             alpha = alpha * shrunk.add(yes)
-            steps, yes = self.moved(asked, rows, steps, steps * self.signs(streams, rows, p, steps))
-            p = (p + self.flips * flipped.add(yes).log().sign()).clamp(min=self.flips / 10, max=0.5)
+            signs = self.signs(streams, rows, p, steps)
+            steps, yes = self.moved(asked, rows, steps, steps * signs)
+            p = p + self.flips * (flipped.add(yes).log().sign()[:, None] + yes[:, None] * signs / 10)
+            p = p.clamp(self.flips / 10, self.flips * 10)
 
     @staticmethod
     def moved(asked: Decisions, rows: Tensor, steps: Tensor, tried: Tensor) -> tuple[Tensor, Tensor]:
@@ -165,9 +171,9 @@ class SignFlip(Attack):
 
     @staticmethod
     def signs(streams: Streams, rows: Tensor, p: Tensor, steps: Tensor) -> Tensor:
-        """-1 for a random share p (b,) of the features and for at least one, else 1."""
-        u = streams.uniform(rows, steps.shape[1])
-        return torch.where((u < p[:, None]) | (u == u.amin(1, keepdim=True)), -1.0, 1.0).to(steps.dtype)
+        """-1 for features chosen with probability p (b, D) and for at least one, else 1."""
+        u = streams.uniform(rows, steps.shape[1]).to(p.dtype) / p
+        return torch.where((u < 1) | (u == u.amin(1, keepdim=True)), -1.0, 1.0).to(steps.dtype)
 
 
 @dataclass(frozen=True)
@@ -185,7 +191,8 @@ class RayS(Attack):
 
     Reference: Chen & Gu, KDD 2020, arXiv:2006.12792.
     Differs from the paper: a first direction goes as far as the bounds let it; a new distance is searched from the best one
-    downwards; blocks without a feature that may change are passed over.
+    downwards, to a share of it where the authors' code takes 0.001 in l2; blocks without a feature that may change are
+    passed over.
     """
 
     keep: ClassVar[Keep] = "nearest"

@@ -53,12 +53,16 @@ class Patience:
 
     def __init__(self, rows: Tensor, steps: int, abort: bool):
         self.before: Tensor | None = None
-        self.size, self.every = len(rows), max(steps // CHECKS, 1) if abort else steps + 1
+        self.size, self.every, self.abort = len(rows), max(steps // CHECKS, 1), abort
+
+    def looks(self, step: int) -> bool:
+        """Whether a tenth of the run ends here."""
+        return step % self.every == 0
 
     def __call__(self, left: Tensor, loss: Tensor, step: int) -> Tensor:
         """Whether each of those `left` goes on."""
         goes = torch.ones_like(left, dtype=torch.bool)
-        if step % self.every:
+        if not (self.abort and self.looks(step)):
             return goes
         if self.before is None:
             self.before = torch.full((self.size,), torch.inf, dtype=loss.dtype, device=loss.device)
@@ -114,8 +118,9 @@ class CarliniWagner(Attack):
         warm: a run goes on from where the last ended, with Adam's moments; False starts every run at the clean input.
 
     Reference: Carlini & Wagner, "Towards evaluating the robustness of neural networks", S&P 2017, arXiv:1608.04644.
-    Differs from the authors' code: runs go on from the last (`warm`); samples abort one by one; a run's last point is tested
-    without its gradient.
+    Differs from the authors' code: runs go on from the last (`warm`), which takes far fewer steps; a weight counts as one that
+    works only if the run's last tenth came to an example, as moments from another weight carry a run beyond the boundary
+    for a while; samples abort one by one.
     """
 
     keep: ClassVar[Keep] = "nearest"
@@ -173,6 +178,8 @@ class CarliniWagner(Attack):
             if not keep.all():
                 left = left[keep]
                 part = space[left]
+            if patience.looks(step):  # a run overshoots as it begins, whatever its weight
+                hit[left] = probe.latest[rows[left]]
         return hit
 
 
@@ -191,8 +198,11 @@ class EAD(Attack):
 
     Reference: Chen et al., "EAD: elastic-net attacks to deep neural networks via adversarial examples", AAAI 2018,
     arXiv:1709.04114.
-    Differs from the authors' code: examples are looked for at the points with momentum, pressed into the box, where the
-    gradient is taken anyway, and at the last one without; that saves a forward pass a step.
+    The threshold is not multiplied by the rate, so the l1 norm weighs more towards the end of a run; for examples of least
+    l1 norm take a larger beta, such as 0.03.
+    Differs from the authors' code: points with momentum are pressed into the box and looked at as well, since the gradient is
+    taken there; a weight counts as one that works only if the run's last tenth came to an example, as momentum carries a run
+    beyond the boundary for a while; samples abort one by one.
     """
 
     keep: ClassVar[Keep] = "nearest"
@@ -244,13 +254,14 @@ class EAD(Attack):
             u = ahead - rate * (2 * ahead - weight[:, None] * unit * gradient)
             now = into_box(u.sign() * (u.abs() - self.beta).clamp_min(0), region.low / unit, region.high / unit)
             keep = patience(left, self.elastic(ahead) + weight * gap, step)
+            probe.outputs(region.moved(unit * now), rows[left])
+            hit[left] |= probe.latest[rows[left]]
+            if patience.looks(step):
+                hit[left] = probe.latest[rows[left]]
             onward = now + step / (step + 3) * (now - last)
             last, ahead = now, into_box(onward, region.low / unit, region.high / unit)
             if not keep.all():
                 left, region, unit, last, ahead = left[keep], region[keep], unit[keep], last[keep], ahead[keep]
-        if len(left):
-            probe.outputs(region.moved(unit * last), rows[left])
-            hit[left] |= probe.latest[rows[left]]
         return hit
 
 

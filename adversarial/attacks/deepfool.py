@@ -82,7 +82,8 @@ class SuperDeepFool(Attack):
 
     Reference: Abdollahpoorrostam, Abroshan & Moosavi-Dezfooli, "SuperDeepFool: a new fast and accurate minimal adversarial
     attack", NeurIPS 2024, arXiv:2303.12481.
-    Differs from the paper: other norms; steps and projections are exact within the bounds.
+    Differs from the paper: other norms; steps and projections are exact within the bounds; a projection goes beyond its plane
+    by the overshoot too.
     """
 
     keep: ClassVar[Keep] = "nearest"

@@ -29,6 +29,7 @@ from adversarial.streams import Streams
 from adversarial.threat import Norm, Threat, norm_of
 
 MOST, HALVINGS = 10_000, 15  # directions of one estimate, halvings of one step
+FEWEST = 50  # directions of GeoDA's first estimate
 
 
 @dataclass(frozen=True)
@@ -111,7 +112,7 @@ class GeoDA(Attack):
     Args:
         threat: a `Ball`, l2 or linf; with a finite eps a sample leaves when it is broken within.
         queries: forward passes per sample, never exceeded.
-        iterations: T; by default one for 500 queries.
+        iterations: T; by default as many as leave the first estimate 50 queries.
         spread: standard deviation of the random moves, in units of the inputs.
         ratio: $\mu$.
         frequencies: for random moves of so many lowest cosines along each spatial axis; None for all of the space.
@@ -119,7 +120,8 @@ class GeoDA(Attack):
         starts, tries: as in `HopSkipJump`.
 
     Reference: Rahmati et al., CVPR 2020, arXiv:2003.06468.
-    Differs from the paper: without `frequencies` moves are not smooth; a point that is no nearer is not moved to.
+    Differs from the authors' code: by default moves are of all frequencies, as inputs need not be images (it has 75 for 224
+    pixels); each estimate stands alone; a point that is no nearer is not moved to.
     """
 
     keep: ClassVar[Keep] = "nearest"
@@ -155,7 +157,15 @@ class GeoDA(Attack):
 
     def schedule(self) -> list[int]:
         """Directions of each estimate."""
-        turns = self.iterations or max(1, round(self.queries / 500))
+        if self.iterations is not None:
+            return self.shared(self.iterations)
+        turns = 1
+        while self.shared(turns + 1)[0] >= FEWEST:
+            turns += 1
+        return self.shared(turns)
+
+    def shared(self, turns: int) -> list[int]:
+        """Directions of each of so many estimates."""
         growth = [self.ratio ** (-2 / 3 * turn) for turn in range(turns)]
         return [math.ceil(max(self.queries - SPARE * turns, turns) * each / sum(growth)) for each in growth]
 

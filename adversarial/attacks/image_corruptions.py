@@ -1,4 +1,4 @@
-"""The image corruptions of ImageNet-C that need no photographs: noise, blur, light, colour and files; images (B, C, H, W)."""
+"""The image corruptions of ImageNet-C but the weather: noise, blur, light, colour, files; images (B, C, H, W)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from adversarial.colours import from_hsl, to_hsl
 from adversarial.lifting import image
 from adversarial.streams import Streams
 from adversarial.threat import ThreatError
@@ -24,6 +23,28 @@ def rows_of(x: Tensor) -> Tensor:
 def pixels(x: Tensor, length: float) -> float:
     """A length for images of 224 pixels in pixels of these."""
     return length * min(x.shape[-2:]) / SIDE
+
+
+def places(x: Tensor) -> tuple[Tensor, Tensor]:
+    """The row and the column of every pixel, (H, W) each."""
+    lines = [torch.arange(side, dtype=x.dtype, device=x.device) for side in x.shape[2:]]
+    down, right = torch.meshgrid(*lines, indexing="ij")
+    return down, right
+
+
+def read(x: Tensor, down: Tensor, right: Tensor, padding: str) -> Tensor:
+    """Images read between their pixels, in these rows and columns (B, H, W)."""
+    height, width = x.shape[2:]
+    grid = torch.stack([(2 * right + 1) / width - 1, (2 * down + 1) / height - 1], dim=3)
+    return F.grid_sample(x, grid.to(x.dtype), padding_mode=padding, align_corners=False)
+
+
+def gaussian(x: Tensor, sigma: float, *, mode: str = "nearest", truncate: float = 4.0) -> Tensor:
+    """A Gaussian filter over the last two axes."""
+    from scipy.ndimage import gaussian_filter
+
+    widths = (0.0,) * (x.ndim - 2) + (sigma, sigma)
+    return torch.from_numpy(gaussian_filter(x.detach().cpu().numpy(), widths, mode=mode, truncate=truncate)).to(x)
 
 
 # ---- noise
@@ -82,11 +103,25 @@ def defocus_blur(x: Tensor, level: int, streams: Streams) -> Tensor:
     return filtered(x, disk.expand(len(x), -1, -1))
 
 
+def glass_blur(x: Tensor, level: int, streams: Streams) -> Tensor:
+    """Pixels read from random places nearby, between two Gaussian blurs."""
+    sigma, reach, turns = ((0.7, 1, 2), (0.9, 2, 1), (1.0, 2, 3), (1.1, 3, 2), (1.5, 4, 2))[level]
+    x, (down, right) = gaussian(x, pixels(x, sigma)), places(x)
+    for _ in range(turns):
+        moves = pixels(x, reach) * (2 * streams.uniform(rows_of(x), 2, *x.shape[2:]).to(x.dtype) - 1)
+        x = read(x, down + moves[:, 0], right + moves[:, 1], "border")
+    return gaussian(x, pixels(x, sigma))
+
+
 def motion_blur(x: Tensor, level: int, streams: Streams) -> Tensor:
-    """Half of a Gaussian along a line whose angle within ±45° is drawn for each image."""
+    """Streaks whose angle within ±45° is drawn for each image."""
     radius, sigma = ((10, 3), (15, 5), (15, 8), (15, 12), (20, 15))[level]
-    length, spread = pixels(x, 2 * radius), max(pixels(x, sigma), 0.3)
-    angle = (streams.uniform(rows_of(x)) - 0.5).to(x.dtype).view(-1, 1, 1) * (math.pi / 2)
+    return streaked(x, radius, sigma, (streams.uniform(rows_of(x)) - 0.5).to(x.dtype) * (math.pi / 2))
+
+
+def streaked(x: Tensor, radius: float, sigma: float, angle: Tensor) -> Tensor:
+    """Half of a Gaussian along a line at each image's own angle (B,); lengths for images of 224 pixels."""
+    length, spread, angle = pixels(x, 2 * radius), max(pixels(x, sigma), 0.3), angle.view(-1, 1, 1)
     down, right = grid_of(max(math.ceil(length), 1), x)
     along, across = right * angle.cos() + down * angle.sin(), down * angle.cos() - right * angle.sin()
     line = (1 - across.abs()).clamp(0) * torch.exp(-(along / spread).square() / 2)
@@ -95,10 +130,9 @@ def motion_blur(x: Tensor, level: int, streams: Streams) -> Tensor:
 
 
 def zoom_blur(x: Tensor, level: int, streams: Streams) -> Tensor:
-    """The mean of enlargements."""
-    end, step = ((1.11, 0.01), (1.16, 0.01), (1.21, 0.02), (1.26, 0.02), (1.31, 0.03))[level]
-    factors = [1 + step * one for one in range(round((end - 1) / step))]
-    return sum((zoomed(x, factor) for factor in factors), x) / (len(factors) + 1)
+    """The mean of the image and of enlargements, the first of which is the image once more."""
+    count, step = ((12, 0.01), (16, 0.01), (11, 0.02), (13, 0.02), (11, 0.03))[level]
+    return sum((zoomed(x, 1 + step * one) for one in range(count)), x) / (count + 1)
 
 
 def zoomed(x: Tensor, factor: float) -> Tensor:
@@ -123,14 +157,20 @@ def contrast(x: Tensor, level: int, streams: Streams) -> Tensor:
 
 
 def saturate(x: Tensor, level: int, streams: Streams) -> Tensor:
+    """The saturation of HSV changed: channels move away from the largest one or towards it. Grey counts as red."""
     factor, shift = ((0.3, 0), (0.1, 0), (2, 0), (5, 0.1), (20, 0.2))[level]
-    hue, saturation, lightness = to_hsl(image(x, 3))
-    return from_hsl(hue, (saturation * factor + shift).clamp(0, 1), lightness)
+    value = image(x, 3).amax(1, keepdim=True)
+    away = value - x
+    most = away.amax(1, keepdim=True)
+    saturation = most / torch.where(value > 0, value, 1)
+    red = torch.tensor([0, 1, 1], dtype=x.dtype, device=x.device).view(1, 3, 1, 1)
+    away = torch.where(most > 0, away / torch.where(most > 0, most, 1), red)
+    return value * (1 - (saturation * factor + shift).clamp(0, 1) * away)
 
 
 def pixelate(x: Tensor, level: int, streams: Streams) -> Tensor:
     share = (0.6, 0.5, 0.4, 0.3, 0.25)[level]
-    size = [max(round(side * share), 1) for side in x.shape[2:]]
+    size = [max(int(side * share), 1) for side in x.shape[2:]]
     return F.interpolate(F.interpolate(x, size=size, mode="area"), size=x.shape[2:], mode="nearest")
 
 
@@ -152,29 +192,18 @@ def jpeg(x: Tensor, level: int, streams: Streams) -> Tensor:
 
 
 def elastic(x: Tensor, level: int, streams: Streams) -> Tensor:
-    """Smooth random shifts of every pixel, and of the whole image by a little."""
-    height, width = x.shape[2:]
-    size, smooth, affine = (
-        (2.0, 0.7, 0.1), (2.0, 0.08, 0.2), (0.05, 0.01, 0.02), (0.07, 0.01, 0.02), (0.12, 0.01, 0.02),
+    """Smooth random shifts of every pixel, after the affine map that moves three corners of a square by random steps."""
+    size, smooth, corner = (
+        (488.0, 170.8, 24.4), (488.0, 19.52, 48.8), (12.2, 2.44, 4.88), (17.08, 2.44, 4.88), (29.28, 2.44, 4.88),
     )[level]  # fmt: skip
-    side = min(height, width)
-    noise = 2 * streams.uniform(rows_of(x), 2, height, width).to(x.dtype) - 1
-    shift = gaussian(noise, smooth * side) * size * side  # in pixels
-    corners = (2 * streams.uniform(rows_of(x), 6).to(x.dtype) - 1) * affine
-    matrix = torch.eye(3, dtype=x.dtype, device=x.device)[:2] + corners.view(-1, 2, 3)
-    grid = F.affine_grid(matrix, list(x.shape), align_corners=False)
-    scale = torch.tensor([2 / width, 2 / height], dtype=x.dtype, device=x.device)
-    return F.grid_sample(x, grid + shift.permute(0, 2, 3, 1) * scale, padding_mode="reflection", align_corners=False)
-
-
-def gaussian(x: Tensor, sigma: float) -> Tensor:
-    """A Gaussian filter over the last two axes, one after the other, of at most three times the image."""
-    for axis in (-1, -2):
-        reach = min(math.ceil(3 * sigma), x.shape[axis] - 1)
-        line = torch.arange(-reach, reach + 1, dtype=x.dtype, device=x.device)
-        kernel = torch.exp(-(line / max(sigma, 0.3)).square() / 2)
-        kernel = (kernel / kernel.sum()).expand(x.shape[1], 1, -1)
-        shape, pad = ((1, -1), (reach, reach, 0, 0)) if axis == -1 else ((-1, 1), (0, 0, reach, reach))
-        kernel = kernel.reshape(x.shape[1], 1, *((1, 2 * reach + 1) if shape[0] == 1 else (2 * reach + 1, 1)))
-        x = F.conv2d(F.pad(x, pad, mode="reflect"), kernel, groups=x.shape[1])
-    return x
+    side = min(x.shape[2:])
+    noise = 2 * streams.uniform(rows_of(x), 2, *x.shape[2:]).to(x.dtype) - 1
+    # averages over so many times fewer pixels are so many times larger
+    shift = gaussian(noise, pixels(x, smooth), mode="reflect", truncate=3.0) * pixels(x, size) * side / SIDE
+    moves = pixels(x, corner) * (2 * streams.uniform(rows_of(x), 3, 2).to(x.dtype) - 1)
+    square = torch.tensor([[1.0, 1.0], [1.0, -1.0], [-1.0, -1.0]], dtype=x.dtype, device=x.device) * (side // 3)
+    corners = square + torch.tensor([each // 2 for each in x.shape[2:]], dtype=x.dtype, device=x.device)
+    back = torch.linalg.solve(F.pad(corners + moves, (0, 1), value=1.0), corners.expand(len(x), 3, 2))
+    here = torch.stack([*(line + each for line, each in zip(places(x), shift.unbind(1), strict=True))], dim=3)
+    down, right = (F.pad(here, (0, 1), value=1.0).flatten(1, 2) @ back).view_as(here).unbind(3)
+    return read(x, down, right, "reflection")

@@ -29,7 +29,8 @@ class JSMA(Attack):
         targets: for an untargeted goal, so many classes that come next to the true one are each aimed at in turn.
 
     Reference: Papernot et al., "The limitations of deep learning in adversarial settings", EuroS&P 2016, arXiv:1511.07528.
-    Differs from the paper: logits instead of probabilities; pairs within a pool.
+    Differs from the paper: logits instead of probabilities, whose derivatives vanish where a model is sure; pairs within a
+    pool, as their number grows with the square.
     """
 
     keep: ClassVar[Keep] = "nearest"

@@ -37,7 +37,8 @@ class NES(Attack):
     Reference: Ilyas et al., "Black-box adversarial attacks with limited queries and information", ICML 2018,
     arXiv:1804.08598.
     Differs from the paper: radius 0.001 and step 0.01 are given in units of its eps 0.05; other norms; no partial
-    information and no search for eps.
+    information and no search for eps. The authors' code has a decay of 0.9 and halves the step where the loss rose over
+    five; neither is in the paper, so neither is a default.
     """
 
     threat: Threat
@@ -84,7 +85,7 @@ class SPSA(Attack):
     Reference: Uesato et al., "Adversarial risk and the dangers of evaluating against weak attacks", ICML 2018,
     arXiv:1802.05666; Spall, IEEE Transactions on Automatic Control 1992.
     Differs from the paper: 64 pairs (it takes up to 4096), as otherwise a hundred steps cost 800000 queries; radius and
-    rate, both 0.01 there, are given in units of its eps 8/255; other norms.
+    rate, both 0.01 there, are given in units of its eps 8/255; other norms; the walk begins at the clean input.
     """
 
     threat: Threat

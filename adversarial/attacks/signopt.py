@@ -33,14 +33,15 @@ class SignOPT(Attack):
         starts, tries: as in `HopSkipJump`.
 
     Reference: Cheng et al., ICLR 2020, arXiv:1909.10773.
-    Differs from the paper: points are pressed into the bounds, the moves as they came out there are summed, less their mean;
-    the distance is searched from the best one downwards.
+    Differs from the authors' code: points are pressed into the bounds, the moves as they came out there are summed, less their
+    mean; the first directions are uniform within the bounds, where Gaussian ones would mostly be cut off; the distance is
+    searched from the best one downwards.
     """
 
     keep: ClassVar[Keep] = "nearest"
 
     threat: Threat = ANY_L2
-    queries: int = 10_000
+    queries: int = 20_000
     directions: int = 200
     beginnings: int = 100
     step: float = 0.2

@@ -32,11 +32,12 @@ class SimBA(Attack):
         loss: "ce" (the paper's: the probability of the class falls), "margin" or "dlr".
 
     Reference: Guo et al., "Simple black-box adversarial attacks", ICML 2019, arXiv:1905.07121.
-    Differs from the paper: steps end inside the threat; a step that its projection undoes costs no query.
+    The default budget is the paper's 10000 vectors. Differs from the paper: steps end inside the threat; a step that its
+    projection undoes costs no query.
     """
 
     threat: Threat
-    queries: int = 10000
+    queries: int = 20000
     step: float = 0.2
     basis: str = "pixel"
     frequencies: float = 0.125

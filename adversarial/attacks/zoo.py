@@ -61,9 +61,9 @@ class ZOO(Attack):
     A search ends for a sample whose objective did not fall over a tenth of the steps.
 
     Reference: Chen et al., "ZOO: zeroth order optimization based black-box attacks to deep neural networks without
-    training substitute models", AISec 2017, arXiv:1708.03999.
-    Differs from the paper: points are pressed into the bounds, where it changes variables by tanh; the slope of the
-    distance is exact; no hierarchy of image sizes and no importance sampling.
+    training substitute models", AISec 2017, arXiv:1708.03999. The numbers are its ones for MNIST.
+    Differs from the paper: points are pressed into the bounds (as the authors' code does for MNIST), where it changes
+    variables by tanh; the slope of the distance is exact; no hierarchy of image sizes and no importance sampling.
     """
 
     keep: ClassVar[Keep] = "nearest"
@@ -157,6 +157,7 @@ class AutoZOOM(Attack):
 
     Reference: Tu et al., "AutoZOOM: autoencoder-based zeroth order optimization method for attacking black-box neural
     networks", AAAI 2019, arXiv:1805.11770 (with bilinear enlarging, not an autoencoder).
+    Adam begins anew where the first example is found and, from then on, where c is revised.
     Differs from the paper: the slope of the distance is exact; points are pressed into the bounds.
     """
 
@@ -182,17 +183,20 @@ class AutoZOOM(Attack):
             return
         v = torch.zeros(len(rows), *lens.small, dtype=region.anchor.dtype, device=rows.device)
         radius = self.radius or max(1 / v[0].numel(), FINEST)
-        first, second, hit = torch.zeros_like(v), torch.zeros_like(v), torch.zeros_like(rows, dtype=torch.bool)
+        first, second, age = torch.zeros_like(v), torch.zeros_like(v), torch.zeros_like(v[:, :1, :1, :1])
+        hit = ever = torch.zeros_like(rows, dtype=torch.bool)
         weights, value = Weights.of(rows, self.c, v), hinge(probe.goal[rows].loss(probe.clean[rows], "margin"))
         for turn in range(self.steps):
-            since = turn % self.switch
-            if turn and not since:
-                weights = weights.after(hit)
-                first, second, hit = torch.zeros_like(v), torch.zeros_like(v), torch.zeros_like(hit)
-            hit |= value <= 0
+            revised = turn > 0 and turn % self.switch == 0
+            if revised:
+                weights, hit = weights.after(hit), torch.zeros_like(hit)
+            broken = value <= 0
+            anew = wide(ever if revised else broken & ~ever, v)
+            first, second, age = (torch.where(anew, 0, part) for part in (first, second, age))
+            hit, ever, age = hit | broken, ever | broken, age + 1
             slope = self.slope(probe, rows, region, lens, v, value, radius, streams)
             slope = wide(weights.c, v) * slope + lens.back(2 * lens.onto(v, region).flatten(1), region)
-            first, second, way = adam(slope, first, second, since + 1)
+            first, second, way = adam(slope, first, second, age)
             v = v - self.rate * way
             value = hinge(probe.losses(region.project(region.anchor + lens.onto(v, region)), rows))
 
