@@ -34,7 +34,7 @@ from adversarial.evaluate import Indicators, Robustness, evaluate, indicators
 from adversarial.goals import GoalError, LargerError, MultiLabel, Targeted, Untargeted
 from adversarial.lifting import lift
 from adversarial.probe import Result
-from adversarial.sets import Blur, BrightnessContrast, Hue, Lightness, Patch, Saturation, Spatial, Together
+from adversarial.sets import Blur, BrightnessContrast, Hue, Lightness, Patch, Saturation, Spatial, Together, Weights
 from adversarial.threat import Ball, Region, Threat, ThreatError
 
 __all__ = [
@@ -43,5 +43,5 @@ __all__ = [
     "HopSkipJump", "HotFlip", "Hue", "Indicators", "LargerError", "Lightness", "MultiLabel", "Patch", "RayS", "Region",
     "Restarts", "Result", "Robustness", "Saturation", "SigmaZero", "SignFlip", "SignOPT", "SimBA", "SparseFool", "Spatial", "Square",
     "SuperDeepFool", "Targeted", "Threat", "ThreatError", "Together", "UniversalPatch", "UniversalPerturbation", "Untargeted",
-    "Worst", "WorstOf", "check_attack", "corrupt", "corruption_errors", "evaluate", "indicators", "lift",
+    "Weights", "Worst", "WorstOf", "check_attack", "corrupt", "corruption_errors", "evaluate", "indicators", "lift",
 ]  # fmt: skip

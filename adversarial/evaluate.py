@@ -13,13 +13,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from adversarial.attacks.base import Attack
+from adversarial.attacks.base import Attack, chosen_rows
 from adversarial.attacks.gradient import PGD
+from adversarial.goals import goal_of
 from adversarial.probe import Result, inspected, logits_of
+from adversarial.processes import agreed, gathered, share_of
 from adversarial.threat import Ball
 from reprogram.files import atomic_file
 
 if TYPE_CHECKING:
+    from accelerate import Accelerator
     from matplotlib.axes import Axes
 
 WORST = "worst case"
@@ -110,6 +113,7 @@ class Robustness:
 def evaluate(
     model: nn.Module, x: Tensor, y: Tensor, attacks: Mapping[str, Maker], *, threat: Ball, eps: Sequence[float],
     seed: int = 0, batch_size: int = 1024, out: str | Path | None = None, progress: bool = True,
+    accelerator: Accelerator | None = None,
 ) -> Robustness:  # fmt: skip
     """Accuracy under each attack at each eps, and in the worst case over all of them.
 
@@ -120,40 +124,45 @@ def evaluate(
         eps: sizes; 0 gives the clean accuracy. A sample that an attack broke at a smaller one counts as broken at a larger
             one, which holds its example too.
         out: a JSON file; a run that was stopped goes on from what it holds.
+        accelerator: of several processes, in each of which model, inputs and labels are the same: each process attacks its
+            share of the samples, all return the same points, and the main one writes. Seconds are the main process's.
 
-    Raises: ValueError for no attack, no eps or a negative one, and for a file of another evaluation.
+    Raises: ValueError for no attack, no eps or a negative one, and for a file of another evaluation; GoalError for no input
+    and for labels that are not classes.
     """
     from tqdm.auto import tqdm
 
     if not attacks or not eps or min(eps) < 0:
         raise ValueError(f"expected at least one attack and eps of 0 or more, got {list(attacks)} and {list(eps)}")
+    main = accelerator is None or accelerator.is_main_process
     mark = fingerprint(model, x, y, [threat, *attacks, seed])
-    found = kept(out, mark)
-    clean = wrong(model, x, y, batch_size)
+    found = agreed(kept(out, mark) if main else None, accelerator)
+    clean = wrong(model, x, y, batch_size, accelerator)
     cells = [(name, size) for name in attacks for size in sorted(set(eps))]
     broken = dict.fromkeys(attacks, clean)
-    for name, size in tqdm(cells, desc="attack", delay=2, disable=not progress):
+    for name, size in tqdm(cells, desc="attack", delay=2, disable=not (progress and main)):
         point = next((p for p in found if (p.attack, p.eps) == (name, float(size))), None)
         if point is None:
             own = None if size == 0 else attacks[name](replace(threat, eps=size))
-            point = measured(name, float(size), model, x, y, own, broken[name], seed, batch_size)
+            point = measured(name, float(size), model, x, y, own, broken[name], seed, batch_size, accelerator)
             found.append(point)
-            if out is not None:
+            if out is not None and main:
                 Robustness(threat.norm, tuple(found), mark).to_json(out)
         broken[name] = torch.tensor(point.broken, device=x.device)
-    return Robustness(threat.norm, (*found, *worst_case(found)), mark)
+    return agreed(Robustness(threat.norm, (*found, *worst_case(found)), mark), accelerator)
 
 
 def measured(
     name: str, eps: float, model: nn.Module, x: Tensor, y: Tensor, attack: Attack | None, broken: Tensor, seed: int,
-    batch_size: int,
+    batch_size: int, accelerator: Accelerator | None,
 ) -> Point:  # fmt: skip
     """One attack at one eps, on what is not broken yet."""
     rows, started = (~broken).nonzero()[:, 0], time.perf_counter()
     forwards = backwards = 0
     if attack is not None and len(rows):
         generator = torch.Generator().manual_seed(seed)
-        result = attack.run(model, x[rows], y[rows], generator=generator, batch_size=batch_size)
+        options = {"generator": generator, "batch_size": batch_size, "accelerator": accelerator}
+        result = attack.run(model, x, y, rows=rows, **options)  # type: ignore[arg-type]
         broken = broken.clone()
         broken[rows[result.success]] = True
         forwards, backwards = int(result.forwards.sum()), int(result.backwards.sum())
@@ -186,15 +195,17 @@ def worst_case(points: Sequence[Point]) -> list[Point]:
 
 
 @torch.no_grad()
-def wrong(model: nn.Module, x: Tensor, y: Tensor, batch_size: int) -> Tensor:
+def wrong(model: nn.Module, x: Tensor, y: Tensor, batch_size: int, accelerator: Accelerator | None = None) -> Tensor:
     """Which clean samples the model gets wrong (B,)."""
+    goal = goal_of(y, x)
+    own, places = share_of(chosen_rows(x, None), accelerator)
+    answers = []
     with inspected(model, x):
-        return torch.cat(
-            [
-                logits_of(model(a), len(a)).argmax(1) != b
-                for a, b in zip(x.split(batch_size), y.split(batch_size), strict=True)
-            ]
-        )
+        for rows in own.split(batch_size):
+            outputs = logits_of(model(x[rows]), len(rows))
+            goal[rows].check(outputs)
+            answers.append(goal[rows].reached(outputs))
+    return gathered({"wrong": torch.cat(answers)}, places, accelerator)["wrong"]
 
 
 def fingerprint(model: nn.Module, x: Tensor, y: Tensor, facts: Sequence[Any]) -> str:

@@ -175,6 +175,8 @@ class LargerError:
     def check(self, outputs: Tensor) -> None:
         if outputs.numel() != self.values.numel():
             raise GoalError(f"expected values of shape {tuple(outputs.shape)}, got {tuple(self.values.shape)}")
+        if not bool(self.values.isfinite().all()):
+            raise GoalError("expected finite values, got NaN or infinity; leave these rows out")
 
 
 def check_classes(outputs: Tensor, labels: Tensor, what: str) -> None:
@@ -195,11 +197,14 @@ def check_classes(outputs: Tensor, labels: Tensor, what: str) -> None:
         )
 
 
-def goal_of(y: Tensor | Goal, rows: int) -> Goal:
+def goal_of(y: Tensor | Goal, x: Tensor) -> Goal:
     """The goal that `y` stands for: class labels (B,) mean any other class.
 
-    Raises: GoalError for labels that are no class indices.
+    Raises: GoalError for labels that are no class indices, of another number than the inputs or on another device.
     """
+    for name, value in (("inputs", x), ("labels", y)):
+        if type(value).__module__ == "numpy":
+            raise GoalError(f"expected {name} as a tensor, got a NumPy array; pass torch.as_tensor({name})")
     if not isinstance(y, Tensor):
         found = y
     elif y.ndim == 1 and not y.is_floating_point() and y.dtype is not torch.bool:
@@ -209,6 +214,9 @@ def goal_of(y: Tensor | Goal, rows: int) -> Goal:
             f"expected class indices (B,) of whole numbers, got {y.dtype} of shape {tuple(y.shape)}; pass y.argmax(1) for "
             "one-hot rows, MultiLabel(y) for several labels, LargerError(y) for values"
         )
-    if len(found) != rows:
-        raise GoalError(f"expected a label for each of {rows} inputs, got {len(found)}")
+    if len(found) != len(x):
+        raise GoalError(f"expected a label for each of {len(x)} inputs, got {len(found)}")
+    for value in getattr(found, "__dict__", {}).values():
+        if isinstance(value, Tensor) and value.device != x.device:
+            raise GoalError(f"expected labels on the inputs' device {x.device}, got {value.device}; move one of them")
     return found

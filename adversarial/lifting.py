@@ -13,14 +13,15 @@ from adversarial.threat import Ball, Region, Threat, ThreatError
 
 
 class ParametrisedSet(Protocol):
-    """`apply(x, parameters)` turns inputs (B, …) in [0, 1] and parameters (B, k) into inputs, differentiably in both.
+    """`apply(x, parameters)` turns inputs (B, …) and parameters (B, k) into inputs, differentiably in both.
 
-    At `neutral(x)` (B, k) nothing changes. Other than in a `Patch`, parameters are in units of the set's reach: 0 changes
-    nothing, -1 and 1 are the ends. `low` and `high` bound the parameters.
+    At `neutral(x)` (B, k) nothing changes. Other than in a `Patch` and in `Weights`, parameters are in units of the set's
+    reach: 0 changes nothing, -1 and 1 are the ends. `low` and `high` bound the parameters, `within` the inputs.
     """
 
     low: float
     high: float
+    within: tuple[float | None, float | None] = (0.0, 1.0)
 
     def neutral(self, x: Tensor) -> Tensor: ...
     def apply(self, x: Tensor, parameters: Tensor) -> Tensor: ...
@@ -38,7 +39,7 @@ class Lifted:
 
     def around(self, x: Tensor) -> Region:
         x = x.detach()
-        Ball("linf", 1.0).around(x)  # inputs have to lie in [0, 1]
+        Ball("linf", 1.0, *self.set.within).around(x)  # refuses inputs that lie elsewhere
         neutral = self.set.neutral(x)
         apply = self.applied(x, neutral)
         return replace(self.ball.around(neutral), apply=apply)
@@ -86,7 +87,7 @@ def wide(parameter: Tensor, x: Tensor) -> Tensor:
     return parameter.view(-1, *(1,) * (x.ndim - 1))
 
 
-class Scaled(Protocol):
+class Scaled(ParametrisedSet, Protocol):
     """A set with `size` parameters in units of its reach."""
 
     size = 1

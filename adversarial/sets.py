@@ -13,10 +13,11 @@ from torch.nn import functional as F
 from adversarial.colours import Blur, BrightnessContrast, Hue, Lightness, Saturation
 from adversarial.lifting import Lifted, ParametrisedSet, Scaled, image, lift
 from adversarial.threat import ThreatError
+from adversarial.weights import Weights
 
 __all__ = [
     "Blur", "BrightnessContrast", "Hue", "Lifted", "Lightness", "ParametrisedSet", "Patch", "Saturation", "Spatial",
-    "Together", "lift",
+    "Together", "Weights", "lift",
 ]  # fmt: skip
 
 
@@ -65,7 +66,7 @@ class Spatial(Scaled):
 
 
 @dataclass(frozen=True)
-class Patch:
+class Patch(ParametrisedSet):
     """Any pixels within a rectangle; the parameters are its pixels, C·height·width of them.
 
     Args:
@@ -98,7 +99,7 @@ class Patch:
 
 
 @dataclass(frozen=True)
-class Together:
+class Together(ParametrisedSet):
     """Sets one after the other, with the parameters of all side by side; a `Patch` may only be the first.
 
     Reference: Hsiung et al., "Towards compositional adversarial robustness", CVPR 2023, arXiv:2202.04235.

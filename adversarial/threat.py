@@ -207,6 +207,8 @@ class Ball:
         if not x.is_floating_point():
             raise ThreatError(f"expected inputs of floating point, got {x.dtype}; scale them to the bounds first")
         low, high = self.bound(self.low, x, -torch.inf), self.bound(self.high, x, torch.inf)
+        if not bool((low <= high).all()):
+            raise ThreatError(f"expected bounds with low <= high, got {self.low} and {self.high}")
         outside = (x < low - SLACK) | (x > high + SLACK)
         if bool(outside.any()):
             row = int(outside.flatten(1).any(1).nonzero()[0])
@@ -223,18 +225,22 @@ class Ball:
         eps, rows = self.sizes(x)
         down, up = torch.maximum(down, -eps), torch.minimum(up, eps)
         if self.mask is not None:
-            mask = torch.as_tensor(self.mask, device=x.device).broadcast_to(x.shape).to(torch.bool)
+            mask = self.like(self.mask, x, "a mask").to(torch.bool)
             down, up = torch.where(mask, down, 0), torch.where(mask, up, 0)
         return Region(self.norm, anchor, down.flatten(1), up.flatten(1), rows)
 
     def bound(self, value: float | Tensor | None, x: Tensor, free: float) -> Tensor:
         """A bound (…) that broadcasts with x."""
-        found = torch.as_tensor(free if value is None else value, dtype=x.dtype, device=x.device)
+        return self.like(torch.as_tensor(free if value is None else value, dtype=x.dtype), x, "bounds")
+
+    def like(self, value: Tensor, x: Tensor, what: str) -> Tensor:
+        """A tensor of the shape of x and where x is."""
+        found = torch.as_tensor(value, device=x.device)
         try:
             return found.broadcast_to(x.shape)
         except RuntimeError:
             raise ThreatError(
-                f"expected bounds that broadcast with inputs {tuple(x.shape)}, got {tuple(found.shape)}"
+                f"expected {what} to broadcast with inputs {tuple(x.shape)}, got {tuple(found.shape)}"
             ) from None
 
     def sizes(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -249,12 +255,7 @@ class Ball:
             raise ThreatError(
                 f"expected one eps, or one for each of {len(x)} samples, for {self.norm}, got {tuple(eps.shape)}"
             )
-        try:
-            wide = eps.broadcast_to(x.shape)
-        except RuntimeError:
-            raise ThreatError(
-                f"expected an eps that broadcasts with inputs {tuple(x.shape)}, got {tuple(eps.shape)}"
-            ) from None
+        wide = self.like(eps, x, "an eps")
         return wide, wide.flatten(1).amax(1)
 
     def project(self, x_adv: Tensor, x: Tensor) -> Tensor:

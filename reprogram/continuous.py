@@ -18,16 +18,31 @@ EMBEDDED = {"inputs_embeds", "attention_mask"}
 
 
 @dataclass(frozen=True)
+class Tokens:
+    """The tokens behind embeddings, and what may stand in their place.
+
+    Shapes: ids (B, L), -1 where no token may be replaced (padding, special tokens, a prompt); table (V, D), the embedding of
+    each id. `words` are the ids that a text can be written with.
+    """
+
+    ids: Tensor
+    table: Tensor
+    words: dict[int, str]
+
+
+@dataclass(frozen=True)
 class View:
     """`module` maps `inputs` (B, …) to the model's outputs (B, T); `free` (B, …) is 1 where an input may be moved.
 
     For images, series and feature vectors the inputs are the target's own, in front of the program. For tokens they are
-    the embeddings that the program wrote, with the attention mask as one more column, which stays as it is.
+    the embeddings that the program wrote, with the attention mask as one more column, which stays as it is; `tokens` says
+    which tokens these are embeddings of, unless the program writes a token by its neighbours.
     """
 
     module: nn.Module
     inputs: Tensor
     free: Tensor
+    tokens: Tokens | None = None
 
 
 class FromInputs(nn.Module):
@@ -90,4 +105,24 @@ def embedded(model: Reprogrammed, batch: dict[str, Tensor]) -> View:
     embeds = written["inputs_embeds"]
     mask = written.get("attention_mask", torch.ones(embeds.shape[:2], device=embeds.device)).to(embeds.dtype)[..., None]
     free = torch.cat([mask.expand_as(embeds), torch.zeros_like(mask)], dim=2)
-    return View(FromEmbeddings(model), torch.cat([embeds, mask], dim=2), free)
+    inputs = torch.cat([embeds, mask], dim=2)
+    return View(FromEmbeddings(model), inputs, free, tokens_of(model, batch, inputs.shape[1]))
+
+
+def tokens_of(model: Reprogrammed, batch: dict[str, Tensor], length: int) -> Tokens | None:
+    """The tokens that the program wrote as rows of a table, in `length` places."""
+    program, source = model.program, model.source
+    if "target_ids" in batch:
+        if not hasattr(program, "table"):
+            return None
+        return Tokens(program.places(batch), program.table().detach(), {i: token for token, i in program.ids.items()})
+    if source.embedding is None:
+        return None
+    codec, ids, ends = source.codec, batch["input_ids"], batch["attention_mask"].sum(1, keepdim=True)
+    place = torch.arange(ids.shape[1], device=ids.device)
+    inside = (place >= len(codec.before)) & (place < ends - len(codec.after))
+    ids = nn.functional.pad(
+        torch.where(inside, ids, -1), (length - ids.shape[1], 0), value=-1
+    )  # a prompt stands in front
+    special = {codec.pad, codec.unknown, *codec.before, *codec.after}
+    return Tokens(ids, source.embedding.detach(), {i: t for t, i in codec.vocabulary.items() if i not in special})

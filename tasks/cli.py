@@ -173,7 +173,8 @@ def attack(
         folder, data, out, threat=threat, eps=eps or (), attacks=attack or ("pgd",), rows=rows, input=input,
         target=target or (), seed=seed,
     )  # fmt: skip
-    typer.echo(json.dumps(found.facts) if as_json else f"{found.table}\n\nWritten to {out}/")
+    if found.main:
+        typer.echo(json.dumps(found.facts) if as_json else f"{found.table}\n\nWritten to {out}/")
 
 
 @app.command()

@@ -105,7 +105,15 @@ def test_what_does_not_fit_is_said_in_one_sentence():
     for call, says in (
         (lambda: attack(softmax, x, y), "expected logits, got rows"),
         (lambda: attack(model, x, y + 2), "labels from 0 to 2, got"),
+        (lambda: attack(model, x, y * 0 - 1), "labels from 0 to 2, got -1 in row 0"),
         (lambda: attack(model, x, torch.eye(3)[y]), "one-hot"),
+        (lambda: attack(model, x, torch.eye(3, dtype=torch.long)[y]), "one-hot"),
+        (lambda: attack(model, x, y.double()), "class indices"),
+        (lambda: attack(model, x.numpy(), y), "inputs as a tensor"),
+        (lambda: attack(model, x, y.numpy()), "labels as a tensor"),
+        (lambda: attack(model, x, y.to("meta")), "labels on the inputs' device cpu, got meta"),
+        (lambda: attack(nn.Linear(6, 3, device="meta"), x.float(), y), "inputs on the model's device meta, got cpu"),
+        (lambda: attack(model, x, LargerError(x[:, :3] * torch.nan)), "finite values"),
         (lambda: attack(model, x, y[:3]), "a label for each of 12"),
         (lambda: attack(model, x * 3, y), r"inputs within \[0.0, 1.0\]"),
         (lambda: attack(model, x.float(), y), "float64"),
@@ -116,7 +124,13 @@ def test_what_does_not_fit_is_said_in_one_sentence():
         (lambda: attack(nn.Sequential(model, Broken()), x, y), "finite logits"),
         (lambda: Ball("linf", 0.0), "eps above 0"),
         (lambda: Ball("l3", 0.1), "a norm among"),
+        (lambda: Ball("linf", math.nan), "eps above 0"),
         (lambda: Ball("l2", torch.ones(5)).around(x), "one for each of 12"),
+        (lambda: Ball("linf", torch.ones(5)).around(x), "an eps to broadcast with inputs"),
+        (lambda: Ball("linf", 0.1, mask=torch.ones(5)).around(x), "a mask to broadcast with inputs"),
+        (lambda: Ball("linf", 0.1, low=torch.zeros(5)).around(x), "bounds to broadcast with inputs"),
+        (lambda: Ball("linf", 0.1, low=1.0, high=0.0).around(x), "low <= high"),
+        (lambda: APGD(ball, steps=0), "at least one step"),
         (lambda: PGD(ball, steps=0), "at least one step"),
         *(
             (lambda make=make, norm=norm: make(Ball(norm, math.inf, None, None))(model, x, y), "a finite eps")
@@ -156,11 +170,12 @@ def test_logits_are_found_in_what_a_model_returns(kind):
     assert torch.equal(attack(Answer(model, kind), x, y), attack(model, x, y))
 
 
-def test_half_precision_stays_in_the_threat_up_to_its_rounding():
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_stays_in_the_threat_up_to_its_rounding(dtype):
     model, x, y = example()
-    model, x = model.to(torch.bfloat16), x.to(torch.bfloat16)
+    model, x = model.to(dtype), x.to(dtype)
     result = PGD(Ball("linf", 0.2)).run(model, x, y)
-    assert result.x_adv.dtype == torch.bfloat16 and result.success.any()
+    assert result.x_adv.dtype == dtype and result.success.any()
     assert ((result.x_adv.double() - x.double()).abs() <= 0.2 + 2**-8).all()
 
 
@@ -173,6 +188,29 @@ def test_gradients_that_say_nothing_are_counted():
     y = Flat()(x).argmax(1)
     result = PGD(Ball("linf", 0.01), steps=5).run(Flat(), x, y)
     assert torch.equal(result.blind, result.backwards) and (result.blind > 0).all()
+
+
+def test_gradients_that_are_nan_move_nothing_and_are_counted():
+    class Kink(nn.Module):
+        def forward(self, x):
+            zero = (x - x.detach()).sum(1)
+            return torch.stack([zero.square().sqrt(), 0 * zero - 1], 1)  # the root's slope at 0 is infinite, times 0
+
+    x, y = torch.rand(4, 3, dtype=torch.float64), torch.zeros(4, dtype=torch.long)
+    for attack in (FGSM(Ball("l2", 0.1)), PGD(Ball("linf", 0.1), steps=3), APGD(Ball("linf", 0.1), steps=5)):
+        result = attack.run(Kink(), x, y)
+        assert result.x_adv.isfinite().all() and result.worst.isfinite().all() and not result.success.any()
+        assert torch.equal(result.blind, result.backwards) and (result.blind > 0).all()
+
+
+def test_no_room_for_a_sample_leaves_it_as_it_is():
+    model, x, y = example()
+    model.eval()
+    eps = torch.full((len(x),), 0.3, dtype=torch.float64)
+    eps[4:6] = 0.0
+    for norm in ("linf", "l2"):
+        result = PGD(Ball(norm, eps)).run(model, x, y)
+        assert torch.equal(result.worst[4:6], x[4:6]) and result.success.sum() > result.natural.sum()
 
 
 def test_bounds_of_a_sample_are_its_own_in_every_batch():

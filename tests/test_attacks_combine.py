@@ -49,6 +49,8 @@ def test_versions_are_those_of_the_paper():
     assert [type(a).__name__ for a in standard] == ["APGD", "APGD", "FAB", "Square"]
     assert [getattr(a, "targets", 0) for a in standard] == [0, 9, 9, 0] and standard[3].queries == 5000
     assert [getattr(a, "restarts", 1) for a in plus] == [5, 5, 5, 1, 1, 1]
+    sparse = AutoAttack(Ball("l1", 3.0)).attacks
+    assert sparse[0].restarts == 5 and sparse[1].targets == 5 and sparse[2].targets == 9
     assert all(isinstance(a, EOT) and a.samples == 20 for a in rand)
     with pytest.raises(ValueError, match="standard, plus and rand"):
         AutoAttack(BALL, "best")

@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from adversarial import PGD, Ball
+from adversarial import PGD, Ball, Beam, HotFlip, Untargeted
+from adversarial.attacks.tokens import Substitutions, TokenScore
+from adversarial.goals import margin
 from reprogram import LabelMap, LinearMap, Reprogrammed, load, programs
 from reprogram.errors import DataError
 
@@ -70,3 +72,75 @@ def test_what_has_no_such_view_is_refused():
     model = Reprogrammed(programs.Prefix(), source, LinearMap(source.width, 2, kind="classification"))
     with pytest.raises(DataError, match="embeddings alone"):
         model.continuous(SMILES)
+
+
+def token_models():
+    source, texts = load("annalog"), list("CNOclan1()=")
+    yield source, programs.Identity()
+    yield source, programs.FreeEmbeddings(texts, split="characters")
+    yield source, programs.SoftPrompt(prompt_length=3)
+    yield load("chemnet"), programs.Identity()
+
+
+def test_tokens_are_searched_with_each_rows_own_mask():
+    """What a search says of a row is what the model says of its tokens alone, without padding."""
+    for source, program in token_models():
+        torch.manual_seed(0)
+        model = Reprogrammed(program, source, LinearMap(source.width, 2, kind="classification")).eval()
+        for weight in model.mapping.parameters():
+            torch.nn.init.normal_(weight, std=0.1)
+        view = model.continuous(SMILES)
+        tokens, mask = view.tokens, view.inputs[..., -1]
+        stands = tokens.ids >= 0
+        written = tokens.table[tokens.ids.clamp_min(0)]
+        assert torch.allclose(written[stands], view.inputs[..., :-1][stands]) and not stands[mask == 0].any()
+        assert [int(n) for n in stands.sum(1)] == [
+            len(program.encode([s])[0].popitem()[1]) - special(source, program) for s in SMILES
+        ]
+        words = list(tokens.words)[:12]
+        spaces = Substitutions.of_each(tokens.ids, words, most=2)
+        starts = [space.start for space in spaces]
+        with torch.no_grad():
+            y = view.module(view.inputs).argmax(1)
+        score = TokenScore(view.module, tokens.table, Untargeted(y), view.inputs)
+        found = Beam(2, steps=2, sample=10)(score, starts, spaces, seed=1)
+        guided = HotFlip(2, steps=2)(score, starts, spaces, swaps=score.swaps, seed=1)
+        changes = []
+        for row, text in enumerate(SMILES):
+            alone = model.continuous([text])
+            for one in (found[row], guided[row]):
+                new = torch.tensor(one.best)
+                assert torch.equal(new[~stands[row]], tokens.ids[row][~stands[row]])  # padding and special tokens
+                changes.append(int((new != tokens.ids[row]).sum()))
+                own = alone.inputs.clone()
+                kept = new[: own.shape[1]]
+                own[0, kept >= 0, :-1] = tokens.table[kept[kept >= 0]]
+                with torch.no_grad():
+                    answer = view.module(own)
+                assert one.score == pytest.approx(float(margin(answer, y[[row]])), abs=1e-4)
+        assert 0 < max(changes) <= 2
+
+
+def special(source, program):
+    """How many special tokens a record holds."""
+    return 0 if isinstance(program, programs.FreeEmbeddings) else len(source.codec.before) + len(source.codec.after)
+
+
+def test_estimates_of_substitutions_leave_padding_alone():
+    source = load("annalog")
+    model = Reprogrammed(programs.Identity(), source, LinearMap(source.width, 2, kind="classification")).eval()
+    view = model.continuous(SMILES)
+    score = TokenScore(view.module, view.tokens.table, Untargeted(torch.zeros(4, dtype=torch.long)), view.inputs)
+    candidates = [tuple(row) for row in view.tokens.ids.tolist()]
+    _, gains = score.swaps(candidates, [0, 1, 2, 3])
+    assert torch.equal(gains.isinf().all(2), view.tokens.ids < 0)
+    with pytest.raises(ValueError, match="where the attention mask is 0"):
+        score([tuple(0 for _ in candidates[0])], [0])
+    with pytest.raises(ValueError, match="pass inputs="):
+        TokenScore(view.module, view.tokens.table, Untargeted(torch.zeros(4, dtype=torch.long)))(candidates[:1], [0])
+    rewriter = Reprogrammed(
+        programs.Rewriter(list("CNOclan1()="), split="characters"),
+        source,
+        LinearMap(source.width, 2, kind="classification"),
+    )
+    assert rewriter.continuous(SMILES).tokens is None

@@ -12,6 +12,7 @@ from torch import nn
 from adversarial.attacks.gradient import FGSM, PGD
 from adversarial.contract import example
 from adversarial.evaluate import WORST, Robustness, evaluate, indicators
+from adversarial.goals import GoalError
 from adversarial.threat import Ball
 
 BALL = Ball("linf", 0.1)
@@ -106,3 +107,13 @@ def test_bad_input(sound):
         evaluate(model, x, y, {}, threat=BALL, eps=(0.1,))
     with pytest.raises(ValueError, match="eps of 0 or more"):
         evaluate(model, x, y, {"pgd": PGD}, threat=BALL, eps=(-0.1,))
+    run = partial(evaluate, attacks={"pgd": PGD}, threat=BALL, eps=(0.0,), progress=False)
+    for call, says in (
+        (lambda: run(model, x[:0], y[:0]), "at least one input"),
+        (lambda: run(model, x, torch.eye(4)[y]), "one-hot"),
+        (lambda: run(model, x, y + 4), "labels from 0 to 3"),
+        (lambda: run(model, x, y[:3]), "a label for each of 40"),
+        (lambda: run(nn.Sequential(model, nn.Softmax(1)), x, y), "expected logits"),
+    ):
+        with pytest.raises(GoalError, match=says):
+            call()

@@ -69,6 +69,10 @@ class APGD(Attack):
     loss: str = "ce"
     targets: int = 0
 
+    def __post_init__(self) -> None:
+        if self.steps < 1 or self.restarts < 1 or self.targets < 0:
+            raise ValueError(f"expected at least one step and one restart, got {self}")
+
     def search(self, probe: Probe, streams: Streams) -> None:
         if probe.region.norm == "l0":
             raise ValueError("expected a threat of norm linf, l2 or l1 for APGD, got l0; use PGD or SigmaZero")

@@ -7,19 +7,23 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor, nn
 
 from adversarial.attacks.apgd import APGD
-from adversarial.attacks.base import Attack
+from adversarial.attacks.base import Attack, chosen_rows
 from adversarial.attacks.fab import FAB
 from adversarial.attacks.square import Square
-from adversarial.goals import Goal, GoalError, LargerError, goal_of
+from adversarial.goals import Goal, LargerError, goal_of
 from adversarial.probe import Probe, Result
+from adversarial.processes import several, share_of, whole
 from adversarial.streams import Streams, seed_of
 from adversarial.threat import Region, Threat
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 
 @dataclass(frozen=True)
@@ -64,32 +68,40 @@ class Worst(Attack):
         return self.attacks[0].threat
 
     def run(
-        self, model: nn.Module, x: Tensor, y: Tensor | Goal, *, generator: torch.Generator | None = None,
-        batch_size: int = 1024, progress: bool = False, checkpoint: str | Path | None = None,
+        self, model: nn.Module, x: Tensor, y: Tensor | Goal, *, rows: Tensor | None = None,
+        generator: torch.Generator | None = None, batch_size: int = 1024, progress: bool = False,
+        accelerator: Accelerator | None = None, checkpoint: str | Path | None = None,
     ) -> Result:  # fmt: skip
         from tqdm.auto import tqdm
 
-        if not len(x):
-            raise GoalError("expected at least one input, got none")
-        goal, seed = goal_of(y, len(x)), seed_of(generator)
-        state = Checkpoint(checkpoint, self, model, x, goal, seed)
+        chosen = chosen_rows(x, rows)
+        goal, seed = goal_of(y, x), seed_of(generator)
+        own, places = share_of(chosen, accelerator)
+        folder = None if checkpoint is None else Path(checkpoint) / share_name(accelerator)
+        state = Checkpoint(folder, self, model, x, goal, seed, own)
         result, done = state.read()
-        bar = tqdm(self.attacks, desc="attacks", delay=2, disable=not progress, initial=done)
+        shown = progress and (accelerator is None or accelerator.is_main_process)
+        bar = tqdm(self.attacks, desc="attacks", delay=2, disable=not shown, initial=done)
         for number, attack in enumerate(self.attacks):
             if number < done:
                 continue
-            rows = torch.arange(len(x), device=x.device)
+            left = torch.arange(len(own), device=own.device)
             if result is not None:
-                rows = rows[~result.natural] if self.nearest or unbounded(goal) else rows[~result.success]
-            if len(rows):
-                own = torch.Generator().manual_seed(seed + number)
-                part = attack.run(model, x[rows], goal[rows], generator=own, batch_size=batch_size)
-                result = part if result is None else merged(result, rows, part)
+                left = left[~result.natural] if self.nearest or unbounded(goal) else left[~result.success]
+            if len(left):
+                fresh = torch.Generator().manual_seed(seed + number)
+                part = attack.run(model, x, goal, rows=own[left], generator=fresh, batch_size=batch_size)
+                result = part if result is None else merged(result, left, part)
             state.write(result, number + 1)
             bar.update()
         bar.close()
         assert result is not None
-        return result
+        return whole(result, places, accelerator)
+
+
+def share_name(accelerator: Accelerator | None) -> str:
+    """The folder within a checkpoint of what one of several processes has finished."""
+    return f"{accelerator.process_index}-of-{accelerator.num_processes}" if several(accelerator) else ""  # type: ignore[union-attr]
 
 
 def unbounded(goal: Goal) -> bool:
@@ -113,11 +125,13 @@ def merged(result: Result, rows: Tensor, part: Result) -> Result:
 class Checkpoint:
     """Results after each attack in a folder, as safetensors; without a folder they are forgotten."""
 
-    def __init__(self, folder: str | Path | None, attack: Worst, model: nn.Module, x: Tensor, goal: Goal, seed: int):
-        self.folder = None if folder is None else Path(folder)
+    def __init__(
+        self, folder: Path | None, attack: Worst, model: nn.Module, x: Tensor, goal: Goal, seed: int, rows: Tensor
+    ):  # fmt: skip
+        self.folder = folder
         if self.folder is not None:
             total = hashlib.sha256(f"{attack!r} {seed} {goal!r}".encode())
-            for tensor in [x, *model.state_dict().values()]:
+            for tensor in [x, rows, *model.state_dict().values()]:
                 total.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
             self.mark = total.hexdigest()
 
@@ -164,7 +178,8 @@ def AutoAttack(threat: Threat, version: Version = "standard") -> Worst:
     standard: APGD on cross-entropy, APGD on the targeted DLR loss at nine classes, FAB at nine classes, Square with 5000
     queries. plus: five restarts of APGD on cross-entropy and on DLR and of FAB, Square, then both targeted attacks. rand,
     for models that draw random numbers: APGD on both losses with means over 20 passes. With fewer than ten classes all the
-    others are aimed at; below four DLR falls back as `goals.dlr` says.
+    others are aimed at; below four DLR falls back as `goals.dlr` says. For l1 the standard version restarts the first attack
+    five times and aims the second at five classes.
 
     Reference: Croce & Hein, "Reliable evaluation of adversarial robustness with an ensemble of diverse parameter-free
     attacks", ICML 2020, arXiv:2003.01690.
@@ -176,6 +191,8 @@ def AutoAttack(threat: Threat, version: Version = "standard") -> Worst:
         Square(threat, queries=5000, rescale=False),
     )
     if version == "standard":
+        if getattr(threat, "norm", None) == "l1":
+            ce, targeted = replace(ce, restarts=5), replace(targeted, targets=5)
         return Worst((ce, targeted, fab_targeted, square))
     if version == "plus":
         five = (replace(ce, restarts=5), replace(dlr, restarts=5), FAB(threat, restarts=5))

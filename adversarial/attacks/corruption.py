@@ -134,7 +134,7 @@ def corruption_errors(
     """
     if not len(x):
         raise GoalError("expected at least one input, got none")
-    goal, seed = goal_of(y, len(x)), seed_of(generator)
+    goal, seed = goal_of(y, x), seed_of(generator)
     unknown = [name for name in names or () if name not in IMAGES | SERIES]
     if unknown:
         raise ThreatError(f"expected corruptions among {', '.join(IMAGES | SERIES)}, got {', '.join(unknown)}")

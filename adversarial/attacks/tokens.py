@@ -44,6 +44,11 @@ class Substitutions:
         words = tuple(int(token) for token in vocabulary)
         return cls(own, tuple(words if place else () for place in marked), most)
 
+    @classmethod
+    def of_each(cls, ids: Tensor, vocabulary: Sequence[int], most: int | None = None) -> list[Substitutions]:
+        """One for each row of ids (B, L), in which -1 marks places without a token (padding, a prompt): they stay so."""
+        return [cls.over(row, vocabulary, [token >= 0 for token in row], most) for row in ids.tolist()]
+
     def changed(self, candidate: Tokens) -> int:
         return sum(new != old for new, old in zip(candidate, self.start, strict=True))
 
@@ -97,19 +102,42 @@ def put(candidate: Tokens, place: int, token: int) -> Tokens:
 class TokenScore:
     r"""Scores of token rows under a module that reads embeddings (b, L, D) and returns logits, for `DiscreteSearch`.
 
-    `swaps` adds the first-order estimate $\nabla_{e_l}^T (E_v - E_{x_l})$ of every substitution. All rows are of one length;
-    pad them and freeze the padding. `reached` is the score above which the goal is.
+    `swaps` adds the first-order estimate $\nabla_{e_l}^T (E_v - E_{x_l})$ of every substitution. `reached` is the score above
+    which the goal is.
 
-    Shapes: table (V, D), goal of B rows.
+    With `inputs` the module reads the attention mask as one more column, (b, L, D + 1), as that of a reprogrammed model's
+    `continuous` view does: rows of any length, padded to L. Each candidate is read with its own start's mask, and a place
+    with a token of -1 as it stands in `inputs`.
+
+        tokens = view.tokens
+        score = TokenScore(view.module, tokens.table, Untargeted(y), view.inputs)
+        spaces = Substitutions.of_each(tokens.ids, list(tokens.words), most=2)
+        Beam()(score, [space.start for space in spaces], spaces)
+
+    Shapes: table (V, D), goal of B rows, inputs (B, L, D + 1).
+
+    Raises: ValueError for a token where the mask is 0, and for one of -1 without `inputs`.
     """
 
-    def __init__(self, model: nn.Module, table: Tensor, goal: Goal):
+    def __init__(self, model: nn.Module, table: Tensor, goal: Goal, inputs: Tensor | None = None):
         self.model, self.table, self.goal = model, table.detach(), goal
+        self.inputs = None if inputs is None else inputs.detach()
         self.reached = reached_at(goal)
 
-    def embedded(self, candidates: list[Tokens]) -> tuple[Tensor, Tensor]:
+    def embedded(self, candidates: list[Tokens], rows: list[int]) -> tuple[Tensor, Tensor]:
+        """Ids (b, L) and what the module reads."""
         ids = torch.tensor(candidates, device=self.table.device)
-        return ids, self.table[ids]
+        stands, written = ids >= 0, self.table[ids.clamp_min(0)]
+        if self.inputs is None:
+            if not bool(stands.all()):
+                raise ValueError("expected tokens of 0 or more, got -1; pass inputs= with the attention mask")
+            return ids, written
+        own = self.inputs[torch.tensor(rows, device=ids.device)]
+        wrong = (stands & (own[..., -1] == 0)).nonzero().tolist()
+        if wrong:
+            raise ValueError(f"expected -1 where the attention mask is 0, got a token in place {wrong[0][1]}")
+        written = torch.where(stands[..., None], written, own[..., :-1])
+        return ids, torch.cat([written, own[..., -1:]], 2)
 
     def scores(self, embeddings: Tensor, rows: list[int]) -> Tensor:
         with inspected(self.model, embeddings):
@@ -120,13 +148,14 @@ class TokenScore:
 
     @torch.no_grad()
     def __call__(self, candidates: list[Tokens], rows: list[int]) -> Tensor:
-        return self.scores(self.embedded(candidates)[1], rows)
+        return self.scores(self.embedded(candidates, rows)[1], rows)
 
     def swaps(self, candidates: list[Tokens], rows: list[int]) -> tuple[Tensor, Tensor]:
-        ids, embeddings = self.embedded(candidates)
+        ids, embeddings = self.embedded(candidates, rows)
         embeddings.requires_grad_()
         with torch.enable_grad():
             scores = self.scores(embeddings, rows)
             (gradient,) = torch.autograd.grad(scores.sum(), embeddings)
-        gain = gradient @ self.table.T
-        return scores.detach(), gain - gain.gather(2, ids[..., None])
+        gain = gradient[..., : self.table.shape[1]] @ self.table.T
+        own = gain.gather(2, ids.clamp_min(0)[..., None])
+        return scores.detach(), (gain - own).masked_fill((ids < 0)[..., None], -torch.inf)

@@ -50,7 +50,7 @@ def ascended(
         raise GoalError("expected at least one input, got none")
     if min(attack.epochs, attack.batch_size) < 1 or attack.step <= 0:
         raise ValueError(f"expected at least one epoch and input of a step, and a step above 0, got {attack}")
-    goal, draws, step, passes = goal_of(y, len(x)), torch.Generator().manual_seed(seed), 0, 1
+    goal, draws, step, passes = goal_of(y, x), torch.Generator().manual_seed(seed), 0, 1
     best, success, share = change, torch.zeros(0), -1.0
     with inspected(model, x):
         natural, cap = judged(model, x, goal, attack, lambda piece: piece)

@@ -77,6 +77,10 @@ class TargetTokens(nn.Module):
     def length(self, record: Record) -> int:
         return len(record["target_ids"])
 
+    def places(self, batch: Batch) -> Tensor:
+        """Ids (B, L) of the target tokens where `forward` writes them, -1 where none stands."""
+        return nn.functional.pad(batch["target_ids"], (len(self.before), len(self.after)), value=-1)
+
     def written(self, ids: Tensor) -> Tensor:
         """Embeddings (B, L, D) of the ids."""
         return self.table()[ids.clamp_min(0)]

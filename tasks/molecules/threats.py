@@ -100,15 +100,16 @@ def logits(kind: str, predicted: Tensor) -> Tensor:
     return torch.logit(predicted, eps=1e-12) if kind == "multilabel" else predicted
 
 
-def readable(model: Reprogrammed, texts: Sequence[str]) -> tuple[np.ndarray, list[int]]:
+def readable(model: Reprogrammed, texts: Sequence[str], accelerator: Any = None) -> tuple[np.ndarray, list[int]]:
     """Predictions (k, T) for the texts that a model can read, and which these are: some rewrites are too long for it."""
     kept = list(range(len(texts)))
     try:
-        return predict(model, list(texts)), kept
+        return predict(model, list(texts), accelerator=accelerator), kept
     except ValueError:
         kept = [place for place in kept if reads(model, texts[place])]
-    outputs = model.mapping.outputs
-    return (predict(model, [texts[place] for place in kept]) if kept else np.zeros((0, outputs))), kept
+    if not kept:
+        return np.zeros((0, model.mapping.outputs)), kept
+    return predict(model, [texts[place] for place in kept], accelerator=accelerator), kept
 
 
 def reads(model: Reprogrammed, text: str) -> bool:
@@ -223,22 +224,24 @@ def moves(kind: str, output: np.ndarray, clean: np.ndarray) -> np.ndarray:
 
 def rewrite_robustness(
     model: Reprogrammed, smiles: Sequence[str], y: Any = None, *, count: int = 10, kinds: Sequence[str] = KINDS,
-    seed: int = 0,
+    seed: int = 0, accelerator: Any = None,
 ) -> Rewritten:  # fmt: skip
     """Flip rate (classes, labels) or change and error growth (values) of a model under `count` rewrites of every molecule.
 
     Give the molecules in the form that the model was trained on (`tasks.load_task` makes it canonical). y: the truth,
     (n,) or (n, T), NaN where unknown. A model of graphs or fingerprints reads all rewrites alike and does not move.
 
+    Over the processes of an `accelerator` each text is predicted once.
+
     Raises: DataError for what is no molecule, with its row, and for a truth of another shape.
     """
     texts = list(smiles)
-    clean, kind = predict(model, texts), model.mapping.kind
+    clean, kind = predict(model, texts, accelerator=accelerator), model.mapping.kind
     truth = None if y is None else np.asarray(y, dtype=float).reshape(len(texts), -1)
     if truth is not None and truth.shape[1] != (1 if kind == "classification" else clean.shape[1]):
         raise DataError(f"expected a truth for predictions {clean.shape}, got {truth.shape}")
     found = [(row, *one) for row, text in enumerate(texts) for one in of_row(row, text, count, kinds, seed)]
-    output, kept = readable(model, [text for _, text, _ in found]) if found else (clean[:0], [])
+    output, kept = readable(model, [text for _, text, _ in found], accelerator) if found else (clean[:0], [])
     row = np.array([found[place][0] for place in kept], dtype=int)
     return Rewritten(
         kind, texts, clean, truth, row, [found[place][1] for place in kept], [found[place][2] for place in kept],
