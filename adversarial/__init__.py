@@ -30,7 +30,8 @@ from adversarial.attacks.square import Square
 from adversarial.attacks.universal import UniversalPatch, UniversalPerturbation
 from adversarial.attacks.zoo import ZOO, AutoZOOM
 from adversarial.contract import check_attack
-from adversarial.evaluate import Indicators, Robustness, evaluate, indicators
+from adversarial.evaluate import Robustness, evaluate
+from adversarial.failure import Indicators, indicators
 from adversarial.goals import GoalError, LargerError, MultiLabel, Targeted, Untargeted
 from adversarial.lifting import lift
 from adversarial.probe import Result

@@ -69,6 +69,7 @@ class Probe:
         self.forwards, self.backwards, self.blind = zeros.clone(), zeros.clone(), zeros.clone()
         self.reached, self.latest = zeros.bool(), zeros.bool()  # ever; by each row's latest point, wherever it lies
         self.confidence = 0.0  # of the margin that an example must have; attacks may ask for more
+        self.copies = False  # whether an attack asks about a row at several points at once, each with an aim of its own
         self.cost: Callable[[Tensor], Tensor] | None = (
             None  # of steps (b, D): ranks examples in the place of the distance
         )
@@ -118,20 +119,22 @@ class Probe:
 
     @torch.no_grad()
     def losses(self, z: Tensor, rows: Tensor, loss: str = "margin", aim: Goal | None = None) -> Tensor:
-        """The loss (b,) at these points, remembered where they are good; that of `aim`, by default of the goal."""
+        """The loss (b,) at these points, remembered where they are good; that of `aim`, a goal of these b points, by default
+        that of the rows' goal."""
         outputs = self.answered(z, rows)
-        self.record(z, rows, outputs)
-        return (aim or self.goal)[rows].loss(outputs, loss)
+        margins = self.record(z, rows, outputs)
+        return margins if aim is None and loss == "margin" else (aim or self.goal[rows]).loss(outputs, loss)
 
     def gradient(self, z: Tensor, rows: Tensor, loss: str, aim: Goal | None = None) -> tuple[Tensor, Tensor]:
-        """Gradient of the loss at these points, like z, and the loss (b,): one forward and one backward pass."""
+        """Gradient of the loss at these points, like z, and the loss (b,): one forward and one backward pass. `aim`: as in
+        `losses`."""
         z = z.detach().requires_grad_()
         with torch.enable_grad():
-            outputs, goal = self.passes(z, rows), (aim or self.goal)[rows]
+            outputs, goal = self.passes(z, rows), aim or self.goal[rows]
             values = mean([goal.loss(one, loss) for one in outputs])
             (gradient,) = torch.autograd.grad(values.sum(), z)
-        self.backwards[rows] += self.samples
-        self.blind[rows] += self.samples * ~usable(gradient)
+        self.backwards.index_add_(0, rows, torch.full_like(rows, self.samples))
+        self.blind.index_add_(0, rows, self.samples * (~usable(gradient)).long())
         self.record(z.detach(), rows, mean(outputs).detach())
         return gradient.nan_to_num(0.0, 0.0, 0.0), values.detach()
 
@@ -149,8 +152,8 @@ class Probe:
                 [torch.autograd.grad(v.sum(), z, retain_graph=k < last)[0] for k, v in enumerate(values.unbind(1))], 1
             )
         outputs = outputs.detach()
-        self.backwards[rows] += self.samples * values.shape[1]
-        self.blind[rows] += self.samples * (~usable(gradients.flatten(0, 1))).view(values.shape).sum(1)
+        self.backwards.index_add_(0, rows, torch.full_like(rows, self.samples * values.shape[1]))
+        self.blind.index_add_(0, rows, self.samples * (~usable(gradients.flatten(0, 1))).view(values.shape).sum(1))
         self.record(z.detach(), rows, outputs)
         return gradients.nan_to_num(0.0, 0.0, 0.0), values.detach(), outputs
 
@@ -184,31 +187,42 @@ class Probe:
         return self.goal[some].reached(outputs.flatten(0, 1)).view(len(rows), -1)
 
     @torch.no_grad()
-    def record(self, z: Tensor, rows: Tensor, outputs: Tensor) -> None:
-        """Remember points that reach the goal, and those of largest margin."""
+    def record(self, z: Tensor, rows: Tensor, outputs: Tensor) -> Tensor:
+        """Remember points that reach the goal, and those of largest margin; the margins (b,)."""
         goal = self.goal[rows]
-        reached, loss = goal.reached(outputs), goal.loss(outputs, "margin")
+        reached, margins = goal.reached(outputs), goal.loss(outputs, "margin")
         if self.confidence:
-            reached = reached & (loss >= self.confidence)
+            reached = reached & (margins >= self.confidence)
         self.latest[rows] = reached
-        news = reached | (loss > self.loss[rows])
+        news = reached | (margins > self.loss[rows])
         if not news.any():  # most proposals of a random search
-            return
-        rows, z, loss, reached = rows[news], z[news], loss[news], reached[news]
+            return margins
+        rows, z, loss, reached = rows[news], z[news], margins[news], reached[news]
         inside = self.region[rows].contains(z) if self.roaming else torch.ones_like(reached)
-        more = inside & (loss > self.loss[rows])
-        self.loss[rows[more]], self.worst[rows[more]] = loss[more].to(self.loss.dtype), z[more]
+        some = self.foremost(inside & (loss > self.loss[rows]), rows, loss)
+        self.loss[rows[some]], self.worst[rows[some]] = loss[some].to(self.loss.dtype), z[some]
         reached = reached & inside
         if not reached.any():
-            return
-        some, points = rows[reached], z[reached]
-        region = self.region[some]
-        distance = region.distance(points)
-        cost = self.cost(region.steps(points), some) if self.cost else distance
-        better = cost < self.least[some] if self.keep == "nearest" else ~self.reached[some]
-        some, points = some[better], points[better]
-        self.found[some], self.nearest[some], self.least[some] = points, distance[better], cost[better]
-        self.reached[some] = True
+            return margins
+        rows, z = rows[reached], z[reached]
+        region = self.region[rows]
+        distance = region.distance(z)
+        cost = self.cost(region.steps(z), rows) if self.cost else distance
+        better = cost < self.least[rows] if self.keep == "nearest" else ~self.reached[rows]
+        some = self.foremost(better, rows, -cost)
+        self.found[rows[some]], self.nearest[rows[some]], self.least[rows[some]] = z[some], distance[some], cost[some]
+        self.reached[rows[some]] = True
+        return margins
+
+    def foremost(self, chosen: Tensor, rows: Tensor, worth: Tensor) -> Tensor:
+        """Places of those `chosen`, of several with the same row the one worth most, the first among equals."""
+        places = chosen.nonzero()[:, 0]
+        if not self.copies:
+            return places
+        order = places[worth[places].argsort(descending=True, stable=True)]
+        order = order[rows[order].argsort(stable=True)]
+        own = rows[order]
+        return order[torch.cat([own.new_ones(1, dtype=torch.bool), own[1:] != own[:-1]])] if len(own) else order
 
     def result(self) -> Result:
         """Everything in the model's own input space."""

@@ -189,7 +189,8 @@ def test_aimed_at_a_class_and_at_the_next_ones():
     near, all_of_them = (FAB(steps=10, targets=count).run(model, x, y) for count in (1, 9))
     assert (all_of_them.distance <= near.distance + 1e-9).all()
     sound = ~near.natural
-    assert (all_of_them.backwards[sound] <= 4 * 10).all() and (near.backwards[sound] <= 10).all()
+    most = 2 * 10  # a step that reaches the goal goes back and takes another pass
+    assert (all_of_them.backwards[sound] <= 4 * most).all() and (near.backwards[sound] <= most).all()
 
 
 def test_what_does_not_fit_is_said_in_one_sentence():

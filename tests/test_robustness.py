@@ -11,8 +11,10 @@ from torch import nn
 
 from adversarial.attacks.gradient import FGSM, PGD
 from adversarial.contract import example
-from adversarial.evaluate import WORST, Robustness, evaluate, indicators
+from adversarial.evaluate import WORST, Robustness, evaluate
+from adversarial.failure import indicators
 from adversarial.goals import GoalError
+from adversarial.marks import mark_of
 from adversarial.threat import Ball
 
 BALL = Ball("linf", 0.1)
@@ -47,13 +49,16 @@ def test_a_stopped_evaluation_goes_on(sound, tmp_path):
     model, x, y = sound
     calls = []
 
-    def counted(ball):
-        calls.append(ball.eps)
-        if len(calls) == 2:
-            raise KeyboardInterrupt
-        return PGD(ball, steps=5)
+    class Counted(PGD):
+        def search(self, probe, streams):
+            calls.append(self.threat.eps)
+            if len(calls) == 2:
+                raise KeyboardInterrupt
+            super().search(probe, streams)
 
-    run = partial(evaluate, model, x, y, {"pgd": counted}, threat=BALL, eps=(0.05, 0.1), progress=False)
+    run = partial(
+        evaluate, model, x, y, {"pgd": partial(Counted, steps=5)}, threat=BALL, eps=(0.05, 0.1), progress=False
+    )
     out = tmp_path / "r.json"
     with pytest.raises(KeyboardInterrupt):
         run(out=out)
@@ -64,6 +69,8 @@ def test_a_stopped_evaluation_goes_on(sound, tmp_path):
     assert [p["eps"] for p in json.loads(out.read_text())["points"]] == [0.05, 0.1]
     with pytest.raises(ValueError, match="another model, data"):
         run(seed=1, out=out)
+    with pytest.raises(ValueError, match="other attacks"):
+        evaluate(model, x, y, {"pgd": PGD}, threat=BALL, eps=(0.05, 0.1), out=out, progress=False)
 
 
 class Masked(nn.Module):
@@ -87,8 +94,6 @@ class Noisy(nn.Module):
 
 
 def test_signs_of_failure(sound):
-    from adversarial.attacks.square import Square
-
     model, x, y = sound
     pgd, square = PGD(BALL, loss="margin", restarts=3), Square(BALL, queries=200)
     fine = indicators(model, x, y, pgd, square)
@@ -99,6 +104,29 @@ def test_signs_of_failure(sound):
     assert any("masked" in line for line in masked.warnings())
     torch.manual_seed(0)
     assert indicators(Noisy(model), x, y, pgd, square).unstable_predictions > 0.1
+
+
+def test_an_attack_on_a_surrogate_may_not_transfer():
+    x, y = torch.full((8, 2), 0.6), torch.zeros(8, dtype=torch.long)
+    model, surrogate = (nn.Linear(2, 2).requires_grad_(False) for _ in range(2))
+    for one, feature in ((model, 0), (surrogate, 1)):  # each looks at one feature, with the boundary at 0.5
+        one.weight.copy_(torch.eye(2)[feature] * torch.tensor([[1.0], [-1.0]]))
+        one.bias.copy_(torch.tensor([-0.5, 0.5]))
+    ball = Ball("linf", 0.2)
+    pgd, square = PGD(ball, random_start=False), Square(ball, queries=50)
+    assert indicators(model, x, y, pgd, square, surrogate=surrogate).transfer_failure == 1
+    assert indicators(model, x, y, pgd, square, surrogate=model).transfer_failure == 0
+
+
+def test_marks_tell_settings_and_every_number_apart():
+    long = torch.zeros(5000)
+    changed = long.clone()
+    changed[2500] = 1e-6  # what printing a tensor leaves out
+    marks = [mark_of(PGD(Ball("linf", 0.1)), t) for t in (long, changed)] + [
+        mark_of(PGD(Ball("linf", 0.1), steps=7), long)
+    ]
+    assert len(set(marks)) == 3 and mark_of(PGD(Ball("linf", 0.1)), long.clone()) == marks[0]
+    assert mark_of([1, 2], 3) != mark_of([1], [2, 3])
 
 
 def test_bad_input(sound):

@@ -15,6 +15,7 @@ from adversarial.streams import Streams
 from adversarial.threat import Region, Threat
 
 MOMENTUM, ENOUGH = 0.75, 0.75  # share of the plain step; share of steps that must raise the loss
+TOGETHER = 1024  # points of one pass when every row is aimed at several classes at once
 FIRST, SHRINK, LEAST = 0.22, 0.03, 0.06  # of the steps: first checkpoint, how much shorter each next, shortest
 SPARSE, SHORTER, SMALLEST, PERIOD, SETTLED = 0.2, 1.5, 10.0, 0.04, 0.95  # l1: first share of features, and its schedule
 
@@ -25,6 +26,7 @@ class State:
 
     rows: Tensor
     region: Region
+    aim: Goal
     z: Tensor
     before: Tensor
     best: Tensor
@@ -56,8 +58,8 @@ class APGD(Attack):
         steps: 100 in the paper.
         restarts: random beginnings for those that are not broken yet.
         loss: "ce" or "dlr", also "margin".
-        targets: with a number, so many classes that come next to the true one are each aimed at in turn; `loss` should then
-            be "dlr". A goal that is no class label is aimed at as it is.
+        targets: with a number, so many classes that come next to the true one are each aimed at, all at once; `loss` should
+            then be "dlr". A goal that is no class label is aimed at as it is.
 
     Reference: Croce & Hein, ICML 2020, arXiv:2003.01690; l1: Croce & Hein, ICML 2021, arXiv:2103.01208.
     Differs from the authors' code: the first check counts its last step too; a sample that is broken leaves at once.
@@ -76,42 +78,48 @@ class APGD(Attack):
     def search(self, probe: Probe, streams: Streams) -> None:
         if probe.region.norm == "l0":
             raise ValueError("expected a threat of norm linf, l2 or l1 for APGD, got l0; use PGD or SigmaZero")
-        aims = [probe.goal]
-        if self.targets and isinstance(probe.goal, Untargeted):
-            aims = [Targeted(classes, probe.goal.labels) for classes in runners_up(probe, self.targets)]
-        for aim in aims:
-            for _ in range(self.restarts):
-                self.restart(probe, aim, streams)
+        classes = runners_up(probe, self.targets) if self.targets and isinstance(probe.goal, Untargeted) else None
+        probe.copies, count = classes is not None, 1 if classes is None else classes.shape[1]
+        for _ in range(self.restarts):
+            for rows in probe.open.split(max(TOGETHER // count, 1)):
+                self.restart(probe, rows, classes, streams)
+        probe.copies = False
 
-    def restart(self, probe: Probe, aim: Goal, streams: Streams) -> None:
-        """One run from random beginnings, for the samples that are left; `aim` gives the loss, the probe's goal the end."""
-        rows = probe.open
-        if not len(rows):
+    def restart(self, probe: Probe, own: Tensor, classes: Tensor | None, streams: Streams) -> None:
+        """One run from random beginnings for these rows, with as many copies of each as it has `classes` to aim at.
+
+        The aim gives the loss, the probe's goal the end; copies leave together.
+        """
+        if not len(own):
             return
-        region = probe.region[rows]
-        region.check_bounded()
+        probe.region[own].check_bounded()
+        count = 1 if classes is None else classes.shape[1]
+        rows = own.repeat_interleave(count)
+        aim, region = probe.goal[rows], probe.region[rows]
+        if classes is not None:
+            aim = Targeted(classes[own].flatten(), aim.labels)
         if region.norm != "l1":
-            self.ascend(probe, aim, rows, region, begin(region, streams, rows), self.steps)
+            self.ascend(probe, aim, rows, region, begun(probe.region[own], streams, own, count), self.steps)
             return
         start = None
         shares = (round(0.3 * self.steps), round(0.3 * self.steps))
         for factor, steps in zip((3.0, 2.0, 1.0), (*shares, self.steps - sum(shares)), strict=True):
             wide = replace(region, eps=factor * region.eps)
-            z = begin(wide, streams, rows) if start is None else wide.project(start)
-            left, best = self.ascend(probe, aim, rows, wide, z, max(steps, 1))
-            some = torch.isin(rows, left)
-            rows, region, start = rows[some], region[some], best
+            if start is None:
+                first = replace(probe.region[own], eps=factor * probe.region[own].eps)
+                start = begun(first, streams, own, count)
+            best = self.ascend(probe, aim, rows, wide, wide.project(start), max(steps, 1))
+            some = ~probe.reached[rows]
+            rows, region, aim, start = rows[some], region[some], aim[some], best
             if not len(rows):
                 return
 
-    def ascend(
-        self, probe: Probe, aim: Goal, rows: Tensor, region: Region, z: Tensor, steps: int
-    ) -> tuple[Tensor, Tensor]:  # fmt: skip
-        """`steps` steps within a region; returns the rows that are not broken and their best points."""
+    def ascend(self, probe: Probe, aim: Goal, rows: Tensor, region: Region, z: Tensor, steps: int) -> Tensor:
+        """`steps` steps within a region; the best points of the rows that are not broken."""
         size = region.low.shape[1]
         gradient, loss = probe.gradient(z, rows, self.loss, aim)
         state = State(
-            rows, region, z, z, z, gradient, gradient, loss, loss,
+            rows, region, aim, z, z, z, gradient, gradient, loss, loss,
             length=(1.0 if region.norm == "l1" else 2.0) * region.eps, rose=torch.zeros_like(rows), checked=loss.clone(),
             halved=torch.ones_like(rows, dtype=torch.bool), share=torch.full_like(loss, SPARSE),
             support=torch.full_like(loss, size),
@@ -119,7 +127,7 @@ class APGD(Attack):
         period = max(int(FIRST * steps), 1) if region.norm != "l1" else max(int(PERIOD * steps), 1)
         since = 0
         for step in range(steps):
-            state = self.stepped(probe, aim, state, first=step == 0, last=step == steps - 1)
+            state = self.stepped(probe, state, first=step == 0, last=step == steps - 1)
             since += 1
             if since == period:
                 if region.norm == "l1":
@@ -133,9 +141,9 @@ class APGD(Attack):
                 state = state.keep(filled(keep) if keep.any() else keep)
                 if not len(state.rows):
                     break
-        return state.rows, state.best
+        return state.best[~probe.reached[state.rows]]
 
-    def stepped(self, probe: Probe, aim: Goal, state: State, *, first: bool, last: bool) -> State:
+    def stepped(self, probe: Probe, state: State, *, first: bool, last: bool) -> State:
         """One step with momentum, and what the model says there."""
         region, wide = state.region, (-1, *(1,) * (state.z.ndim - 1))
         length = state.length.view(wide)
@@ -148,9 +156,9 @@ class APGD(Attack):
             z = region.project(mixed)
         state.before, state.z, old = state.z, z, state.loss
         if last:  # nobody asks for its gradient
-            state.loss = probe.losses(z, state.rows, self.loss, aim)
+            state.loss = probe.losses(z, state.rows, self.loss, state.aim)
         else:
-            state.gradient, state.loss = probe.gradient(z, state.rows, self.loss, aim)
+            state.gradient, state.loss = probe.gradient(z, state.rows, self.loss, state.aim)
         state.rose = state.rose + (state.loss > old)
         better = state.loss > state.best_loss
         state.best_loss = torch.where(better, state.loss, state.best_loss)
@@ -189,10 +197,15 @@ class APGD(Attack):
         state.loss = torch.where(sparser, state.best_loss, state.loss)
 
 
-def runners_up(probe: Probe, count: int) -> list[Tensor]:
-    """The class with the highest logit but the true one for every clean input, then the next, at most `count` of them."""
+def runners_up(probe: Probe, count: int) -> Tensor:
+    """The class with the highest logit but the true one for every clean input, then the next: at most `count` (B, K)."""
     order = probe.clean.scatter(1, probe.goal.labels[:, None], -torch.inf).argsort(dim=1, descending=True, stable=True)
-    return list(order[:, : min(count, order.shape[1] - 1)].T)
+    return order[:, : min(count, order.shape[1] - 1)]
+
+
+def begun(region: Region, streams: Streams, rows: Tensor, count: int) -> Tensor:
+    """`count` beginnings of each row, (b · count, …)."""
+    return torch.stack([begin(region, streams, rows) for _ in range(count)], 1).flatten(0, 1)
 
 
 def begin(region: Region, streams: Streams, rows: Tensor) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
@@ -17,6 +16,7 @@ from adversarial.attacks.base import Attack, chosen_rows
 from adversarial.attacks.fab import FAB
 from adversarial.attacks.square import Square
 from adversarial.goals import Goal, LargerError, goal_of
+from adversarial.marks import mark_of
 from adversarial.probe import Probe, Result
 from adversarial.processes import several, share_of, whole
 from adversarial.streams import Streams, seed_of
@@ -130,10 +130,7 @@ class Checkpoint:
     ):  # fmt: skip
         self.folder = folder
         if self.folder is not None:
-            total = hashlib.sha256(f"{attack!r} {seed} {goal!r}".encode())
-            for tensor in [x, rows, *model.state_dict().values()]:
-                total.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-            self.mark = total.hexdigest()
+            self.mark = mark_of(attack, seed, goal, x, rows, model)
 
     def read(self) -> tuple[Result | None, int]:
         """What is finished, and how many attacks that are."""

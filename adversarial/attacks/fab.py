@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from adversarial.attacks.apgd import begin
+from adversarial.attacks.apgd import TOGETHER, begin
 from adversarial.attacks.base import Attack
 from adversarial.attacks.planes import ANY_L2, candidates, faces_at, nearest, room_at, shorten, steepness
 from adversarial.goals import Untargeted
@@ -28,8 +28,8 @@ class FAB(Attack):
             ball; what lies beyond it is no example.
         steps: linearisations of every restart.
         restarts: the first begins at the clean input, others at random within half the distance that was found.
-        targets: with a number, so many classes that come next to the true one are each aimed at in turn, one backward pass
-            per step (FAB-T); else the nearest of all boundaries is, which takes one for every other class.
+        targets: with a number, so many classes that come next to the true one are each aimed at, all at once, one backward
+            pass per step and class, two where a step reaches the goal (FAB-T); else the nearest of all boundaries is, which takes one for every other class.
         classes: for `targets` 0, look at so many of the highest logits only, true class included; all if None.
         share: $a_{max}$, of the clean input's projection.
         overshoot: $\eta$, in units of the way to the boundary.
@@ -62,38 +62,58 @@ class FAB(Attack):
     def search(self, probe: Probe, streams: Streams) -> None:
         if probe.region.norm == "l0":
             raise ValueError("expected a threat of norm l2, linf or l1 for FAB, got l0; use SparseFool or SigmaZero")
-        for places in self.aims(probe):
-            for restart in range(self.restarts):
-                rows = probe.open if self.early else probe.sound
-                if not len(rows):
-                    return
-                region = probe.region[rows]
-                z = region.anchor if restart == 0 else beginning(probe, region, rows, streams)
-                self.approach(probe, rows, z, places)
+        places = self.aims(probe)
+        probe.copies = places.shape[1] > 1
+        for restart in range(self.restarts):
+            left = probe.open if self.early else probe.sound
+            for rows in left.split(max(TOGETHER // places.shape[1], 1)):
+                self.restart(probe, streams, rows, places, at_clean=restart == 0)
+        probe.copies = False
         if not self.early:
             shorten(probe, self.bisections)
 
-    def aims(self, probe: Probe) -> list[Tensor]:
-        """Places (B, K) of the faces that are walked to together, one after the other."""
+    def aims(self, probe: Probe) -> Tensor:
+        """Places (B, C, K): for each of C walks of a row its K faces, of which the nearest one is walked to."""
         if self.targets and isinstance(probe.goal, Untargeted):
-            return list(candidates(probe, self.targets).split(1, dim=1))
-        return [candidates(probe, probe.clean.shape[1] if self.classes is None else self.classes - 1)]
+            return candidates(probe, self.targets)[:, :, None]
+        return candidates(probe, probe.clean.shape[1] if self.classes is None else self.classes - 1)[:, None]
+
+    def restart(self, probe: Probe, streams: Streams, rows: Tensor, places: Tensor, *, at_clean: bool) -> None:
+        """Every walk of these rows, from the clean inputs or from random points."""
+        if not len(rows):
+            return
+        count, region = places.shape[1], probe.region[rows]
+        starts = [region.anchor if at_clean else beginning(probe, region, rows, streams) for _ in range(count)]
+        z, copies = torch.stack(starts, 1).flatten(0, 1), rows.repeat_interleave(count)
+        self.approach(probe, copies, z, places[rows].flatten(0, 1))
 
     def approach(self, probe: Probe, rows: Tensor, z: Tensor, places: Tensor) -> None:
-        """One restart; a row leaves when it no longer moves."""
+        """One walk each; a row leaves when it no longer moves."""
         for _ in range(self.steps):
-            region, goal = probe.region[rows], probe.goal[rows]
-            gradients, values, _ = probe.jacobian(z, rows, faces_at(goal, places[rows]))
+            region = probe.region[rows]
+            z, gradients, values = self.linearised(probe, rows, z, places)
             onward = self.between(region, z, gradients.flatten(2), values)
-            reached = goal.reached(probe.outputs(onward, rows))
-            nearer = region.moved(self.back * region.steps(onward))
-            onward = torch.where(reached.view(-1, *(1,) * (z.ndim - 1)), nearer, onward)
             keep = (onward != z).flatten(1).any(1)
             if self.early:
                 keep &= ~probe.reached[rows]
-            rows, z = rows[keep], onward[keep]
+            rows, z, places = rows[keep], onward[keep], places[keep]
             if not len(rows):
                 return
+        probe.outputs(z, rows)
+
+    def linearised(self, probe: Probe, rows: Tensor, z: Tensor, places: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Gradients and values of the faces, at points that went back where they reach the goal; the pass that tells is the
+        one that gives the others' gradients."""
+        gradients, values, outputs = probe.jacobian(z, rows, faces_at(probe.goal[rows], places))
+        some = probe.goal[rows].reached(outputs).nonzero()[:, 0]
+        if len(some):
+            region = probe.region[rows[some]]
+            back = region.moved(self.back * region.steps(z[some]))
+            again, own, _ = probe.jacobian(back, rows[some], faces_at(probe.goal[rows[some]], places[some]))
+            z, gradients, values = (
+                whole.index_put((some,), part) for whole, part in ((z, back), (gradients, again), (values, own))
+            )
+        return z, gradients, values
 
     def between(self, region: Region, z: Tensor, gradients: Tensor, values: Tensor) -> Tensor:
         """The next point, between the two projections on the nearest of the linearised faces."""
