@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from adversarial.attacks.gradient import FGSM, PGD
+from adversarial.attacks.square import Square
 from adversarial.contract import example
 from adversarial.evaluate import WORST, Robustness, evaluate
 from adversarial.failure import indicators
