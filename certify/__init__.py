@@ -1,4 +1,10 @@
-"""Home of the robustness certificates: proofs and estimates over a threat set. It holds none yet.
+"""Robustness certificates for any module that returns logits: proofs and, named so, estimates over a threat set.
 
-What lands here takes a module that returns logits and knows nothing of reprogramming or of molecules.
+Nothing here knows of reprogramming or of molecules.
 """
+
+from certify.certificate import Certificate
+from certify.crown import CROWN, IBP, AlphaCROWN, Certifier
+from certify.errors import CertifyError
+
+__all__ = ["CROWN", "IBP", "AlphaCROWN", "Certificate", "Certifier", "CertifyError"]

@@ -1,0 +1,50 @@
+"""What a certifier says of each input, and how sure it is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+Guarantee = Literal["deterministic", "probabilistic", "estimate"]
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """One row per input.
+
+    prediction: class of the clean input (B,); -1 where a randomised certifier abstains.
+    certified: whether the prediction equals the label and no point of the threat changes it (B,).
+    radius: size of the threat, in units of its eps, within which that is shown (B,); 0 where nothing is.
+    margin: lower bound of the label's logit minus the largest other one over the threat (B,); NaN where a method has none.
+    threat: for which it was asked.
+    guarantee: "deterministic" is a proof, "probabilistic" holds with probability `confidence`, "estimate" is neither.
+    """
+
+    prediction: Tensor
+    certified: Tensor
+    radius: Tensor
+    margin: Tensor
+    threat: Any
+    method: str
+    guarantee: Guarantee
+    confidence: float | None = None
+
+    def __len__(self) -> int:
+        return len(self.certified)
+
+    @property
+    def certified_accuracy(self) -> float:
+        """Share of inputs that are predicted rightly and certified."""
+        return float(self.certified.float().mean())
+
+    @classmethod
+    def joined(cls, parts: list[Certificate]) -> Certificate:
+        """Certificates of several batches as one."""
+        whole = {f.name: getattr(parts[0], f.name) for f in fields(cls)}
+        rows = {
+            name: torch.cat([getattr(part, name) for part in parts]) for name, v in whole.items() if torch.is_tensor(v)
+        }
+        return cls(**whole | rows)

@@ -1,0 +1,164 @@
+"""Operations that are several simpler ones, written as these for the exporter."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+aten = torch.ops.aten
+FAR = -1e9  # stands for what is outside the image of a max pooling
+
+
+def divide(x: Any, y: Any, *, rounding_mode: str | None = None) -> Tensor:
+    if rounding_mode is not None:
+        raise NotImplementedError("a division that rounds")
+    return x * torch.reciprocal(y) if torch.is_tensor(y) else x * (1.0 / y)
+
+
+def softmax(x: Tensor, dim: int, *_: Any) -> Tensor:
+    """1 / Σ_j exp(x_j − x_i): sums of exponentials of differences lose less than a quotient of two bounds."""
+    x = x.transpose(dim, -1)
+    return torch.exp(x.unsqueeze(-2) - x.unsqueeze(-1)).sum(-1).reciprocal().transpose(dim, -1)
+
+
+def log_softmax(x: Tensor, dim: int, *_: Any) -> Tensor:
+    x = x.transpose(dim, -1)
+    return -torch.log(torch.exp(x.unsqueeze(-2) - x.unsqueeze(-1)).sum(-1)).transpose(dim, -1)
+
+
+def attention(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, dropout: float = 0.0, causal: bool = False, *,
+    scale: float | None = None, enable_gqa: bool = False,
+) -> Tensor:  # fmt: skip
+    if dropout or enable_gqa:
+        raise NotImplementedError("attention with dropout or grouped queries")
+    scores = torch.matmul(q, k.transpose(-1, -2)) * (1 / math.sqrt(q.shape[-1]) if scale is None else scale)
+    if causal:
+        mask = torch.ones(q.shape[-2], k.shape[-2], dtype=torch.bool, device=q.device).tril()
+    if mask is not None:
+        scores = scores + (torch.where(mask, 0.0, -1e4) if mask.dtype == torch.bool else mask.clamp(min=-1e4))
+    return torch.matmul(softmax(scores, -1), v)
+
+
+def scaled(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+    x = x if weight is None else x * weight
+    return x if bias is None else x + bias
+
+
+def normal(x: Tensor, dims: list[int], eps: float) -> Tensor:
+    centred = x - x.mean(dims, keepdim=True)
+    return centred * torch.rsqrt(torch.square(centred).mean(dims, keepdim=True) + eps)
+
+
+def layer_norm(x: Tensor, shape: list[int], weight: Any = None, bias: Any = None, eps: float = 1e-5, *_: Any) -> Tensor:
+    return scaled(normal(x, [-i - 1 for i in range(len(shape))], eps), weight, bias)
+
+
+def rms_norm(x: Tensor, shape: list[int], weight: Any = None, eps: float | None = None) -> Tensor:
+    dims = [-i - 1 for i in range(len(shape))]
+    eps = torch.finfo(x.dtype).eps if eps is None else eps
+    return scaled(x * torch.rsqrt(torch.square(x).mean(dims, keepdim=True) + eps), weight, None)
+
+
+def group_norm(x: Tensor, groups: int, weight: Any = None, bias: Any = None, eps: float = 1e-5, *_: Any) -> Tensor:
+    wide = [-1, *(1,) * (x.ndim - 2)]
+    apart = x.view(x.shape[0], groups, x.shape[1] // groups, *x.shape[2:])
+    found = normal(apart, list(range(2, apart.ndim)), eps).view(x.shape)
+    return scaled(found, *(part if part is None else part.view(wide) for part in (weight, bias)))
+
+
+def batch_norm(x: Tensor, weight: Any, bias: Any, mean: Any, variance: Any, training: bool, *rest: Any) -> Tensor:
+    if training or mean is None:
+        raise NotImplementedError("batch normalisation with the batch's own mean")
+    return batch_norm_still(x, weight, bias, mean, variance, 0.0, rest[1])[0]
+
+
+def batch_norm_still(
+    x: Tensor, weight: Any, bias: Any, mean: Tensor, variance: Tensor, momentum: float, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    wide = [-1, *(1,) * (x.ndim - 2)]
+    factor = torch.rsqrt(variance + eps) * (1.0 if weight is None else weight)
+    shift = -mean * factor + (0.0 if bias is None else bias)
+    return x * factor.view(wide) + shift.view(wide), x.new_empty(0), x.new_empty(0)
+
+
+def larger(x: Tensor, y: Tensor) -> Tensor:
+    return y + torch.relu(x - y)
+
+
+def smaller(x: Tensor, y: Tensor) -> Tensor:
+    return y - torch.relu(y - x)
+
+
+def max_pool(axes: int) -> Callable[..., Tensor]:
+    """Max pooling over the last `axes` axes: the largest of shifted copies."""
+
+    def pool(
+        x: Tensor, kernel: Any, stride: Any = (), padding: Any = 0, dilation: Any = 1, ceil: bool = False
+    ) -> Tensor:
+        if ceil:
+            raise NotImplementedError("max pooling with ceil_mode")
+        k, s, p, d = (
+            list(v) if not isinstance(v, int) else [v] * axes for v in (kernel, stride or kernel, padding, dilation)
+        )
+        k, s, p, d = (v * axes if len(v) == 1 else v for v in (k, s, p, d))
+        if any(p):
+            x = torch.constant_pad_nd(x, [each for size in reversed(p) for each in (size, size)], FAR)
+        copies = [x]
+        for axis in range(axes):
+            dim = x.ndim - axes + axis
+            count = (x.shape[dim] - d[axis] * (k[axis] - 1) - 1) // s[axis] + 1
+            copies = [
+                torch.ops.aten.slice(copy, dim, i * d[axis], i * d[axis] + s[axis] * (count - 1) + 1, s[axis])
+                for copy in copies
+                for i in range(k[axis])
+            ]
+        return torch.stack(copies, -1).amax(-1)
+
+    return pool
+
+
+def lstm(
+    x: Tensor, hidden: list[Tensor], weights: list[Tensor], biased: bool, layers: int, dropout: float, training: bool,
+    both: bool, batch_first: bool,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """Cells one after the other; hidden states that begin as constants are one row for all samples."""
+    per = 4 if biased else 2
+    x = x if batch_first else x.transpose(0, 1)
+    last_h, last_c = [], []
+    for layer in range(layers):
+        ways = []
+        for way in range(2 if both else 1):
+            place = layer * (2 if both else 1) + way
+            own = weights[place * per : place * per + per]
+            h, c, steps = hidden[0][place], hidden[1][place], []
+            turns = range(x.shape[1]) if way == 0 else reversed(range(x.shape[1]))
+            for t in turns:
+                gates = torch.nn.functional.linear(x[:, t], own[0], own[2] if biased else None)
+                gates = gates + torch.nn.functional.linear(h, own[1], own[3] if biased else None)
+                i, f, g, o = gates.chunk(4, 1)
+                c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
+                h = torch.sigmoid(o) * torch.tanh(c)
+                steps.append(h)
+            ways.append(torch.stack(steps if way == 0 else steps[::-1], 1))
+            last_h.append(h)
+            last_c.append(c)
+        x = torch.cat(ways, -1)
+    return (x if batch_first else x.transpose(0, 1)), torch.stack(last_h), torch.stack(last_c)
+
+
+TABLE: dict[Any, Callable[..., Any]] = {
+    aten.div.Tensor: divide, aten.div.Scalar: divide,
+    aten.softmax.int: softmax, aten._softmax.default: softmax,
+    aten.log_softmax.int: log_softmax, aten._log_softmax.default: log_softmax,
+    aten.scaled_dot_product_attention.default: attention,
+    aten.layer_norm.default: layer_norm, aten.rms_norm.default: rms_norm, aten.group_norm.default: group_norm,
+    aten.batch_norm.default: batch_norm, aten._native_batch_norm_legit_no_training.default: batch_norm_still,
+    aten.maximum.default: larger, aten.minimum.default: smaller,
+    aten.max_pool1d.default: max_pool(1), aten.max_pool2d.default: max_pool(2), aten.max_pool3d.default: max_pool(3),
+    aten.lstm.input: lstm,
+}  # fmt: skip

@@ -1,0 +1,189 @@
+"""A model as one list of operations: what `torch.export` sees, constants folded away, the batch left open."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from certify.composites import TABLE
+from certify.errors import CertifyError
+
+BATCH = 3  # of the example: sizes that equal it at the front of a shape are the batch's
+SIZED = frozenset(("view", "reshape", "_unsafe_view", "expand"))
+JOINED = frozenset(("cat", "stack"))
+SAME = frozenset(("alias", "clone", "contiguous", "detach", "lift_fresh_copy", "dropout", "_to_copy", "to"))
+
+
+@dataclass(frozen=True)
+class Ref:
+    """The value of another node."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class Node:
+    """One operation on values that depend on the input.
+
+    op: name of the aten operation; inputs: names of the values it takes, in the order of its arguments; shape: of a
+    sample's value; path: the module it comes from.
+    """
+
+    name: str
+    op: str
+    call: Callable[..., Any]
+    args: tuple
+    kwargs: dict[str, Any]
+    inputs: tuple[str, ...]
+    shape: torch.Size
+    path: str
+
+    def run(self, *values: Tensor) -> Tensor:
+        """The operation at these values (n, …) of `inputs`."""
+        queue, rows = list(values), len(values[0])
+
+        def filled(argument: Any) -> Any:
+            if isinstance(argument, Ref):
+                return queue.pop(0)
+            if isinstance(argument, (list, tuple)):
+                return type(argument)(filled(each) for each in argument)
+            if torch.is_tensor(argument) and self.op in JOINED:
+                argument = argument.expand(rows, *argument.shape[1:]) if self.op == "cat" else argument
+            return argument
+
+        args = [filled(argument) for argument in self.args]
+        if self.op in SIZED:
+            args[1] = [rows, *args[1][1:]]
+        return self.call(*args, **{key: filled(value) for key, value in self.kwargs.items()})
+
+
+@dataclass(frozen=True)
+class Graph:
+    """Nodes in the order in which they can be computed; the first one is the input, the last one the logits."""
+
+    nodes: dict[str, Node]
+    input: str
+    output: str
+
+    def values(self, x: Tensor) -> dict[str, Tensor]:
+        """What every node holds at inputs x (B, …)."""
+        found = {self.input: x}
+        for name, node in self.nodes.items():
+            if name != self.input:
+                found[name] = node.run(*(found[other] for other in node.inputs))
+        return found
+
+
+def check_still(model: nn.Module) -> None:
+    """Raise CertifyError for a model whose answers change from call to call."""
+    if model.training:
+        raise CertifyError("expected a model in evaluation mode, got one in training; call model.eval() first")
+    lively = next((name for name, module in model.named_modules() if module.training), None)
+    if lively is not None:
+        raise CertifyError(
+            f"expected every module in evaluation mode, got {lively} in training; call model.eval() first"
+        )
+
+
+def trace(model: nn.Module, x: Tensor) -> Graph:
+    """The operations of a model at inputs like x (B, …).
+
+    Raises: CertifyError for a model in training, for one that `torch.export` cannot follow, and for one that mixes
+    the samples of a batch.
+    """
+    check_still(model)
+    if not x.is_floating_point():
+        raise CertifyError(
+            f"expected inputs of floating point, got {x.dtype}; a token model is certified on its embeddings"
+        )
+    example = x[:1].detach().expand(BATCH, *x.shape[1:]).clone()
+    try:
+        with torch.no_grad():
+            program = torch.export.export(model, (example,), strict=False).run_decompositions(TABLE)
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise CertifyError(
+            f"expected a model that torch.export can follow, got one that it cannot ({reason}); data-dependent control flow "
+            "and sizes have no bound: certify the part that has none, or use smoothing"
+        ) from error
+    graph = flattened(program)
+    with torch.no_grad():
+        probe = torch.cat([x[:1], x[-1:]]).detach()
+        same = torch.allclose(graph.values(probe)[graph.output], model(probe), rtol=1e-3, atol=1e-4, equal_nan=True)
+    if not same:
+        raise CertifyError(
+            "expected a model whose operations give its own answers, got others; does it draw random numbers?"
+        )
+    return graph
+
+
+def flattened(program: Any) -> Graph:
+    """The nodes of an exported program that depend on its input; all others are computed now."""
+    signature, state = program.graph_signature, {**program.state_dict, **program.constants}
+    target = {spec.arg.name: spec.target for spec in signature.input_specs if spec.target is not None}
+    constants: dict[str, Any] = {}
+    several: dict[str, Any] = {}  # nodes with more than one output
+    nodes: dict[str, Node] = {}
+    first = last = ""
+    for node in program.graph.nodes:
+        if node.op == "placeholder" and node.name in target:
+            constants[node.name] = state[target[node.name]].detach()
+        elif node.op == "placeholder":
+            first = node.name
+            nodes[first] = Node(first, "input", torch.Tensor.clone, (), {}, (), node.meta["val"].shape[1:], "")
+        elif node.op == "output":
+            last = node.args[0][0].name
+        elif not any(other.name in nodes or other.name in several for other in node.all_input_nodes):
+            with torch.no_grad():
+                args, kwargs = torch.fx.node.map_arg((node.args, node.kwargs), lambda other: constants[other.name])
+                constants[node.name] = batchless(node.target(*args, **kwargs), node.meta.get("val"))
+        elif isinstance(node.meta["val"], (tuple, list)):
+            several[node.name] = node
+        else:
+            nodes[node.name] = made(node, several, constants)
+    if last not in nodes:
+        raise CertifyError("expected logits that depend on the input, got a constant")
+    return Graph(nodes, first, last)
+
+
+def batchless(value: Any, meta: Any) -> Any:
+    """A constant that was expanded along the batch, for one sample."""
+    if torch.is_tensor(value) and value.ndim > 1 and len(value) == BATCH and bool((value == value[:1]).all()):
+        return value[:1]
+    return value
+
+
+def made(node: Any, several: dict[str, Any], constants: dict[str, Any]) -> Node:
+    """A node of ours from one of torch's."""
+    pick, origin = None, node
+    if node.target is operator.getitem:
+        origin, pick = several[node.args[0].name], node.args[1]
+    shape, name = node.meta["val"].shape, origin.target.__name__.split(".")[0]
+    stack = list((origin.meta.get("nn_module_stack") or {}).values())
+    path = str(stack[-1][0]) if stack else ""
+    if not len(shape) or shape[0] != BATCH:
+        raise CertifyError(
+            f"expected values with one row per sample, got {name} of shape {tuple(shape)} in {path or 'the model'}"
+        )
+    inputs: list[str] = []
+
+    def argument(other: Any) -> Any:
+        if other.name in constants:
+            return constants[other.name]
+        inputs.append(other.name)
+        return Ref(other.name)
+
+    args, kwargs = torch.fx.node.map_arg((tuple(origin.args), dict(origin.kwargs)), argument)
+    call = origin.target if pick is None else (lambda *a, **k: origin.target(*a, **k)[pick])
+    if name in ("view", "_unsafe_view"):  # of values that lie otherwise in memory than the exporter's
+        call = torch.Tensor.reshape
+    if name in SAME:
+        args, kwargs, call = args[:1], {}, torch.Tensor.clone
+    if name == "mul" and len(inputs) == 2 and inputs[0] == inputs[1]:
+        name, args, call, inputs = "square", args[:1], torch.square, inputs[:1]
+    return Node(node.name, name, call, args, dict(kwargs), tuple(inputs), shape[1:], path)

@@ -1,0 +1,295 @@
+"""Sound, and exact where exact is known: bounds of small networks of every operation."""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from adversarial import Spatial, lift
+from adversarial.attacks.gradient import PGD
+from adversarial.streams import Streams
+from adversarial.threat import Ball
+from certify import CROWN, IBP, AlphaCROWN, CertifyError
+from certify.curves import CURVES
+from certify.graph import trace
+
+NORMS, TRACE = ("linf", "l2", "l1"), trace
+
+
+class Named(nn.Module):
+    """A function as a module, with two linear layers around it."""
+
+    def __init__(self, middle, inputs=5, width=6, outputs=3):
+        super().__init__()
+        self.first, self.last, self.middle = nn.Linear(inputs, width), nn.Linear(width, outputs), middle
+
+    def forward(self, x):
+        return self.last(self.middle(self.first(x)))
+
+
+class Attention(nn.Module):
+    """A transformer layer over embeddings (B, L, D), with a learned first token."""
+
+    def __init__(self, width=8, heads=2):
+        super().__init__()
+        self.first = nn.Parameter(torch.randn(1, 1, width) * 0.3)
+        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.norms = nn.ModuleList([nn.LayerNorm(width), nn.LayerNorm(width)])
+        self.up, self.down, self.head, self.heads = (
+            nn.Linear(width, 12),
+            nn.Linear(12, width),
+            nn.Linear(width, 3),
+            heads,
+        )
+
+    def forward(self, x):
+        x = torch.cat([self.first.expand(len(x), -1, -1), x], 1)
+        q, k, v = (
+            part.view(len(x), x.shape[1], self.heads, -1).transpose(1, 2)
+            for part in self.qkv(self.norms[0](x)).chunk(3, -1)
+        )
+        x = x + self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        x = x + self.down(F.gelu(self.up(self.norms[1](x))))
+        return self.head(x[:, 0])
+
+
+class Recurrent(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.cells, self.head = nn.LSTM(3, 3, batch_first=True, bidirectional=True), nn.Linear(6, 3)
+
+    def forward(self, x):
+        return self.head(self.cells(x)[0].mean(1))
+
+
+class Residual(nn.Module):
+    """Convolutions with normalisation, an average, a largest value and a skip, after a resized and padded input."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.norm = nn.Conv2d(2, 4, 3, stride=1, padding=1), nn.BatchNorm2d(4)
+        self.second, self.group = nn.Conv2d(4, 4, 3, padding=1, groups=2), nn.GroupNorm(2, 4)
+        self.last = nn.Linear(4 * 9, 3)
+        self.norm.running_mean.uniform_(-0.2, 0.2)
+        self.norm.running_var.uniform_(0.5, 1.5)
+
+    def forward(self, x):
+        x = F.pad(F.interpolate(x, size=(4, 4), mode="bilinear", align_corners=False), (1, 1, 1, 1), value=0.3)
+        x = F.relu6(self.norm(self.first(x)))
+        x = x + F.hardswish(self.group(self.second(x)))
+        return self.last(F.avg_pool2d(F.max_pool2d(x, 3, stride=1, padding=1), 2, 2).flatten(1))
+
+
+def wide(factory):
+    torch.manual_seed(0)
+    return factory().eval().requires_grad_(False)
+
+
+ACTIVATIONS = {
+    "relu": nn.ReLU(), "leaky": nn.LeakyReLU(0.1), "relu6": nn.ReLU6(), "hardtanh": nn.Hardtanh(-0.3, 0.4), "elu": nn.ELU(), "selu": nn.SELU(),
+    "gelu": nn.GELU(), "gelu-tanh": nn.GELU(approximate="tanh"), "silu": nn.SiLU(), "mish": nn.Mish(), "softplus": nn.Softplus(),
+    "hardswish": nn.Hardswish(), "hardsigmoid": nn.Hardsigmoid(), "sigmoid": nn.Sigmoid(), "tanh": nn.Tanh(), "softmax": nn.Softmax(-1),
+    "log-softmax": nn.LogSoftmax(-1), "layer-norm": nn.LayerNorm(6), "rms-norm": nn.RMSNorm(6), "batch-norm": nn.BatchNorm1d(6),
+}  # fmt: skip
+FUNCTIONS = {
+    "abs": torch.abs, "exp": torch.exp, "square": torch.square, "itself": lambda x: x * x, "cube": lambda x: x**3, "fourth": lambda x: x**4,
+    "clamp": lambda x: x.clamp(-0.2, 0.5), "atan": torch.atan, "erf": torch.erf, "sqrt": lambda x: torch.sqrt(x.abs() + 0.1),
+    "log": lambda x: torch.log(x.square() + 0.5), "reciprocal": lambda x: 1 / (x.square() + 0.5),
+    "product": lambda x: x * x.flip(1), "quotient": lambda x: x / (1 + torch.exp(x.flip(1))), "maximum": lambda x: torch.maximum(x, -x.roll(1, 1)),
+    "negative scale": lambda x: torch.tanh(-2 * x + 0.3), "minus": lambda x: torch.tanh(1 - x) - 0.5 * x, "sum": lambda x: x - x.mean(1, keepdim=True),
+    "where": lambda x: torch.where(torch.arange(6) % 2 == 0, torch.relu(x), x),
+}  # fmt: skip
+
+
+class Function(nn.Module):
+    def __init__(self, f):
+        super().__init__()
+        self.f = f
+
+    def forward(self, x):
+        return self.f(x)
+
+
+MODELS = {name: (lambda layer=layer: Named(layer), (5,)) for name, layer in ACTIVATIONS.items()}
+MODELS |= {name: (lambda f=f: Named(Function(f)), (5,)) for name, f in FUNCTIONS.items()}
+MODELS |= {"attention": (Attention, (4, 8)), "lstm": (Recurrent, (2, 3)), "residual": (Residual, (2, 3, 3))}
+
+
+def cached():
+    known = {}
+    return lambda model, x: known.setdefault(id(model), TRACE(model, x) if id(model) not in known else None)
+
+
+def least_margin(model, ball, x, y, count=400):
+    """The least margin (B,) over points of the threat: random ones, and those of PGD."""
+    region, rows = ball.around(x), torch.arange(len(x))
+    streams = Streams(x, 0)
+    points = [region.sample(streams, rows) for _ in range(count)]
+    points.append(PGD(ball, loss="margin", early=False).run(model, x, y).worst)
+    found = torch.full((len(x),), math.inf, dtype=x.dtype)
+    for z in points:
+        out = model(z)
+        others = out.scatter(1, y[:, None], -math.inf).amax(1)
+        found = torch.minimum(found, out.gather(1, y[:, None])[:, 0] - others)
+    return found
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_no_point_of_the_threat_is_below_a_bound(name, monkeypatch):
+    monkeypatch.setattr("certify.crown.trace", cached())  # the same for all threats
+    factory, shape = MODELS[name]
+    model = wide(factory)
+    small = 0.1 if name == "attention" else 1.0
+    x = torch.rand(3, *shape, generator=torch.Generator().manual_seed(1)) * 0.6 + 0.2
+    y = model(x).argmax(1)
+    for norm, eps in (("linf", 0.05), ("l2", 0.1), ("l1", 0.15)):
+        ball = Ball(norm, small * eps)
+        truth = least_margin(model, ball, x, y, 40)
+        found = {}
+        for certifier in (IBP(ball), CROWN(ball, "ibp"), CROWN(ball)):
+            certificate = certifier(model, x, y)
+            found[certifier] = certificate.margin
+            assert (certificate.margin <= truth + 1e-5 * (1 + truth.abs())).all(), (norm, certificate.method)
+            assert torch.equal(certificate.certified, certificate.margin > 0)
+        interval, _, crown = found.values()
+        assert (crown >= interval - 1e-5).all()
+
+
+@pytest.mark.parametrize("name", sorted(set(CURVES) - {"pow", "clamp", "clamp_min", "clamp_max"}))
+def test_lines_keep_to_their_side_of_a_curve(name):
+    curve = CURVES[name]()
+    generator = torch.Generator().manual_seed(0)
+    ends = torch.randn(400, 2, generator=generator, dtype=torch.float64) * 3
+    low, high = ends.amin(1), ends.amax(1)
+    if math.isfinite(curve.low):
+        low, high = low - ends.amin() + curve.low + 0.01, high - ends.amin() + curve.low + 0.01
+    x = low[:, None] + (high - low)[:, None] * torch.linspace(0, 1, 400, dtype=torch.float64)
+    values = curve.f(x)
+    slopes = [curve.slope(low, high, lower=side) for side in (True, False)]
+    slopes += [torch.randn(len(low), generator=generator, dtype=torch.float64) for _ in range(3)]
+    for slope in slopes:
+        gaps = values - slope[:, None] * x
+        for lower in (True, False):
+            line = curve.intercept(low, high, slope, lower=lower)[:, None]
+            assert ((gaps - line if lower else line - gaps) >= -1e-9 * (1 + gaps.abs())).all()
+            steep = gaps.diff(dim=1).abs().amax(1)  # and touch it, up to the grid
+            assert ((gaps - line).abs().amin(1) <= steep + 1e-9).all()
+    least, most = curve.range(low, high)
+    assert (least <= values.amin(1) + 1e-9).all() and (most >= values.amax(1) - 1e-9).all()
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_a_linear_model_has_its_exact_margin(norm):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(7, 9), nn.Linear(9, 4)).double().eval()
+    x = torch.rand(20, 7, dtype=torch.float64)
+    y = model(x).argmax(1)
+    eps = 0.3 if norm != "l1" else 0.8
+    ball = Ball(norm, eps)
+    weight, out = model[1].weight @ model[0].weight, model(x)
+    exact = torch.full((20,), math.inf, dtype=torch.float64)
+    for other in range(4):
+        slope = weight[other] - weight[y]
+        gap = out.gather(1, y[:, None])[:, 0] - out[:, other] - ball.around(x).support(slope)
+        exact = torch.where(y == other, exact, torch.minimum(exact, gap))
+    found = CROWN(ball)(model, x, y)
+    assert torch.allclose(found.margin, exact, atol=1e-9)
+    assert (least_margin(model, ball, x, y, 50) >= exact - 1e-9).all()
+
+
+def dense_crown(weights, biases, x, eps, margins):
+    """CROWN of a ReLU network by explicit matrices, one input at a time: layer after layer, then the margins."""
+
+    def bound(matrix, offset, layer, lows, highs):
+        for k in range(layer, 0, -1):
+            low, high = lows[k - 1], highs[k - 1]
+            chord = torch.where(high > low, high.clamp(min=0) / (high - low), 0)
+            chord = torch.where(low >= 0, 1.0, torch.where(high <= 0, 0.0, chord))
+            lower = torch.where(low >= 0, 1.0, torch.where(high <= 0, 0.0, (high >= -low).double()))
+            top = torch.where((low < 0) & (high > 0), -chord * low, 0)
+            positive, negative = matrix.clamp(min=0), matrix.clamp(max=0)
+            offset = offset + negative @ top
+            matrix = positive * lower + negative * chord
+            offset, matrix = offset + matrix @ biases[k - 1], matrix @ weights[k - 1]
+        return matrix @ x - eps * matrix.abs().sum(1) + offset
+
+    lows, highs = [], []
+    for layer, (weight, bias) in enumerate(zip(weights[:-1], biases[:-1], strict=True)):
+        lows.append(bound(weight, bias, layer, lows, highs))
+        highs.append(-bound(-weight, -bias, layer, lows, highs))
+    return bound(margins @ weights[-1], margins @ biases[-1], len(weights) - 1, lows, highs)
+
+
+def test_crown_equals_a_dense_computation():
+    torch.manual_seed(0)
+    sizes = (6, 20, 20, 15, 4)
+    layers = [nn.Linear(a, b) for a, b in pairwise(sizes)]
+    model = nn.Sequential(*[part for layer in layers for part in (layer, nn.ReLU())][:-1]).double().eval()
+    x = torch.rand(8, 6, dtype=torch.float64)
+    y = model(x).argmax(1)
+    found = CROWN(Ball("linf", 0.1, None, None))(model, x, y).margin
+    for row in range(8):
+        margins = torch.stack([torch.eye(4)[y[row]] - torch.eye(4)[k] for k in range(4) if k != y[row]]).double()
+        dense = dense_crown([p.weight.data for p in layers], [p.bias.data for p in layers], x[row], 0.1, margins)
+        assert found[row] >= dense.amin() - 1e-9  # intervals may cut a box a little more
+        assert found[row] == pytest.approx(float(dense.amin()), abs=1e-5)
+
+
+def test_trained_slopes_only_help():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 30), nn.ReLU(), nn.Linear(30, 30), nn.ReLU(), nn.Linear(30, 4)).eval()
+    x = torch.rand(16, 6)
+    y = model(x).argmax(1)
+    ball = Ball("linf", 0.25)
+    crown, alpha = CROWN(ball)(model, x, y), AlphaCROWN(ball)(model, x, y)
+    assert (alpha.margin >= crown.margin).all() and (alpha.margin > crown.margin + 1e-4).any()
+    assert (alpha.margin <= least_margin(model, ball, x, y) + 1e-5).all()
+
+
+def test_more_is_certified_of_a_smaller_threat_and_samples_do_not_meet():
+    model = wide(MODELS["residual"][0])
+    x = torch.rand(6, 2, 3, 3, generator=torch.Generator().manual_seed(2))
+    y = model(x).argmax(1)
+    margins = [CROWN(Ball("linf", eps))(model, x, y).margin for eps in (0.01, 0.02, 0.05)]
+    assert (margins[0] >= margins[1]).all() and (margins[1] >= margins[2]).all()
+    alone = torch.cat([CROWN(Ball("linf", 0.02))(model, x[i : i + 1], y[i : i + 1]).margin for i in range(6)])
+    assert torch.allclose(alone, margins[1], atol=1e-4)
+    each = Ball("linf", torch.tensor([0.01, 0.02, 0.05, 0.01, 0.02, 0.05]))
+    found = CROWN(each)(model, x, y)
+    assert torch.allclose(found.margin, torch.stack(margins)[[0, 1, 2, 0, 1, 2], range(6)], atol=1e-4)
+
+
+def test_the_models_own_numbers_stay():
+    model = wide(MODELS["attention"][0])
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    x = torch.rand(2, 4, 8)
+    AlphaCROWN(Ball("linf", 0.01), iterations=2)(model, x, model(x).argmax(1))
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_what_has_no_bound_is_said_in_one_sentence():
+    model, x, y = nn.Linear(5, 3).eval(), torch.rand(2, 5), torch.tensor([0, 1])
+    ball = Ball("linf", 0.1)
+    with pytest.raises(CertifyError, match="in evaluation mode, got one in training"):
+        IBP(ball)(nn.Sequential(nn.Dropout(), nn.Linear(5, 3)).train(), x, y)
+    with pytest.raises(CertifyError, match="at least one input"):
+        IBP(ball)(model, x[:0], y[:0])
+    with pytest.raises(CertifyError, match="labels from 0 to 2, got 7 in row 1"):
+        IBP(ball)(model, x, torch.tensor([0, 7]))
+    with pytest.raises(CertifyError, match="finite eps"):
+        IBP(Ball("linf", math.inf, None, None))(model, x, y)
+    with pytest.raises(CertifyError, match="lifted set"):
+        IBP(lift(Spatial()))(nn.Flatten(), torch.rand(2, 1, 4, 4), y)
+    with pytest.raises(CertifyError, match="operations with a rule, got sin"):
+        IBP(ball)(Named(Function(torch.sin)).eval(), x, y)
+    with pytest.raises(CertifyError, match=r"torch\.export can follow"):
+        IBP(ball)(Named(Function(lambda v: v if v.sum() > 0 else -v)).eval(), x, y)
+    with pytest.raises(CertifyError, match="values above 0 where log"):
+        IBP(ball)(Named(Function(torch.log)).eval(), x, y)
+    with pytest.raises(CertifyError, match="does it draw random numbers"):
+        IBP(ball)(Named(Function(lambda v: v + torch.rand(6))).eval(), x, y)
