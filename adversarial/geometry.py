@@ -47,30 +47,23 @@ def l1(u: Tensor, eps: Tensor, low: Tensor, high: Tensor) -> Tensor:
 def l2(u: Tensor, eps: Tensor, low: Tensor, high: Tensor) -> Tensor:
     r"""The nearest point of $\{\|d\|_2 \le \epsilon\} \cap [low, high]$, exactly; eps (B,).
 
-    It is $\operatorname{sign}(u)\,\min(s|u|, room)$ for one scale s in (0, 1]; coordinates reach the box in the order of
-    $room / |u|$, so sorting gives the scale.
+    It is $\operatorname{sign}(u)\,\min(s|u|, room)$ for one scale s in (0, 1]. From the scale without a box it grows as
+    coordinates reach the box and leave their length to the others, until no more of them do.
     """
     clipped = into_box(u, low, high)
     outside = clipped.norm(dim=1) > eps
     if not outside.any():
         return clipped
-    some, size = u[outside], u[outside].abs()
-    limit = room(some, low[outside], high[outside])
-    scale = eps[outside] / size.norm(dim=1)
-    found = some * scale[:, None]
-    over = (found.abs() > limit).any(1)
-    if over.any():  # only then does the box change anything
-        size, limit = size[over], limit[over]
-        ends, order = (limit / size.clamp_min(torch.finfo(u.dtype).tiny)).sort(1)
-        held = limit.gather(1, order).square().cumsum(1)
-        free = size.gather(1, order).square().flip(1).cumsum(1).flip(1)
-        norm = torch.cat([torch.zeros_like(held[:, :1]), held[:, :-1]], dim=1) + ends.square() * free
-        first = (norm < eps[outside][over, None].square()).sum(1, keepdim=True).clamp(max=norm.shape[1] - 1)
-        before = torch.where(first > 0, held.gather(1, (first - 1).clamp_min(0)), torch.zeros_like(held[:, :1]))
-        left = (eps[outside][over, None].square() - before).clamp_min(0)
-        s = (left / free.gather(1, first).clamp_min(torch.finfo(u.dtype).tiny)).sqrt()
-        found = found.index_put((over,), some[over].sign() * torch.minimum(s * size, limit))
-    return clipped.index_put((outside,), found)
+    some, size, eps = u[outside], u[outside].abs(), eps[outside]
+    limit, tiny = room(some, low[outside], high[outside]), torch.finfo(u.dtype).tiny
+    scale, held = eps / size.norm(dim=1), torch.zeros_like(size, dtype=torch.bool)
+    while True:
+        full = scale[:, None] * size >= limit
+        if bool((full == held).all()):
+            return clipped.index_put((outside,), some.sign() * torch.minimum(scale[:, None] * size, limit))
+        left = (eps.square() - torch.where(full, limit, 0).square().sum(1)).clamp_min(0)
+        free = torch.where(full, 0, size).square().sum(1).clamp_min(tiny)
+        scale, held = torch.maximum(scale, (left / free).sqrt()), full
 
 
 def l0(u: Tensor, eps: Tensor, low: Tensor, high: Tensor) -> Tensor:

@@ -117,25 +117,26 @@ class FMN(Attack):
                     if not len(rows):
                         return
             gamma = cosine(*self.gamma, step / self.steps)
-            eps = torch.minimum(self.radius(probe, rows, region, z, gradient, goal - loss, eps, gamma), region.eps)
+            free, seen = inward(region, z, gradient), seeing(gradient, streams, rows)
+            eps = torch.minimum(self.radius(probe, rows, region, z, free, goal - loss, eps, gamma), region.eps)
             length = cosine(self.step, 0.01 * self.step, step / self.steps) * unit
-            ahead = unit_l2(inward(region, z, seeing(gradient, streams, rows)))
+            ahead = unit_l2(free if seen is gradient else inward(region, z, seen))
             z = region.moved(
                 PROJECTIONS[region.norm](region.steps(z) + length[:, None] * ahead, eps, *limits(region, eps))
             )
         probe.outputs(z, rows)
 
     def radius(
-        self, probe: Probe, rows: Tensor, region: Region, z: Tensor, gradient: Tensor, gap: Tensor, eps: Tensor, gamma: float
+        self, probe: Probe, rows: Tensor, region: Region, z: Tensor, free: Tensor, gap: Tensor, eps: Tensor, gamma: float
     ) -> Tensor:  # fmt: skip
-        """Of the next ball (b,)."""
+        """Of the next ball (b,); `free` is the gradient where features may move."""
         hit, nearest = probe.latest[rows], probe.nearest[rows]
         if region.norm == "l0":
             less = torch.minimum(torch.minimum(eps - 1, (eps * (1 - gamma)).floor()), nearest)
             more = torch.maximum(eps + 1, (eps * (1 + gamma)).floor())
             return torch.where(hit, less, more).clamp(1, region.low.shape[1])
         distance = region.distance(z)
-        slope = norm_of(inward(region, z, gradient), DUAL[region.norm])
+        slope = norm_of(free, DUAL[region.norm])
         across = (1 + gamma) * (distance + gap / slope)  # beyond the boundary: on it rounding would decide
         more = torch.where(probe.reached[rows], (1 + gamma) * eps, across)
         return torch.where(hit, torch.minimum((1 - gamma) * eps, nearest), more)
