@@ -27,6 +27,7 @@ from adversarial.attacks.semantic import GridSearch, WorstOf
 from adversarial.attacks.signopt import SignOPT
 from adversarial.attacks.simba import SimBA
 from adversarial.attacks.square import Square
+from adversarial.attacks.uap import UAP
 from adversarial.attacks.universal import UniversalPatch, UniversalPerturbation
 from adversarial.attacks.zoo import ZOO, AutoZOOM
 from adversarial.contract import check_attack
@@ -39,7 +40,7 @@ from adversarial.sets import Blur, BrightnessContrast, Hue, Lightness, Patch, Sa
 from adversarial.threat import Ball, Region, Threat, ThreatError
 
 __all__ = [
-    "APGD", "BIM", "DDN", "EAD", "EOT", "FAB", "FGSM", "FMN", "JSMA", "MIM", "NES", "PDPGD", "PGD", "SPSA", "ZOO", "Attack", "AutoAttack", "AutoZOOM", "Ball",
+    "APGD", "BIM", "DDN", "EAD", "EOT", "FAB", "FGSM", "FMN", "JSMA", "MIM", "NES", "PDPGD", "PGD", "SPSA", "UAP", "ZOO", "Attack", "AutoAttack", "AutoZOOM", "Ball",
     "Beam", "Blur", "Boundary", "BrightnessContrast", "CarliniWagner", "DeepFool", "Genetic", "GeoDA", "GoalError", "Greedy", "GridSearch",
     "HopSkipJump", "HotFlip", "Hue", "Indicators", "LargerError", "Lightness", "MultiLabel", "Patch", "RayS", "Region",
     "Restarts", "Result", "Robustness", "Saturation", "SigmaZero", "SignFlip", "SignOPT", "SimBA", "SparseFool", "Spatial", "Square",

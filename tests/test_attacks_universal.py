@@ -12,6 +12,7 @@ from torch import nn
 
 from adversarial.attacks.corruption import IMAGES, SERIES, CorruptionErrors, corrupt, corruption_errors
 from adversarial.attacks.image_corruptions import filtered, gaussian
+from adversarial.attacks.uap import UAP
 from adversarial.attacks.universal import UniversalPatch, UniversalPerturbation
 from adversarial.attacks.weather import clouds
 from adversarial.contract import Counted, example
@@ -33,6 +34,7 @@ ATTACKS = {
     "linf": UniversalPerturbation(Ball("linf", 0.25), batch_size=5), "l2": UniversalPerturbation(Ball("l2", 1.5), batch_size=5),
     "l1": UniversalPerturbation(Ball("l1", 6.0), batch_size=5, step=0.05), "patch": UniversalPatch(5, 4, batch_size=5, step=0.2),
     "placed": UniversalPatch(5, 4, (1, 2), batch_size=5, step=0.2),
+    "uap-linf": UAP(Ball("linf", 0.25)), "uap-l2": UAP(Ball("l2", 1.5)),
 }  # fmt: skip
 
 
@@ -53,7 +55,7 @@ def test_laws_of_universal_changes(name):
     assert torch.equal(model(x).argmax(1) != y, found.natural)
     assert torch.equal(found.apply(x[3:5]), adversarial[3:5])  # one by one the same
     assert (adversarial >= 0).all() and (adversarial <= 1).all()
-    if name in ("linf", "l2", "l1"):
+    if "patch" not in name and name != "placed":
         assert ATTACKS[name].threat.contains(adversarial, x).all()
     else:
         assert ((adversarial != x).flatten(1).sum(1) <= 3 * 5 * 4).all()
@@ -82,6 +84,24 @@ def test_a_linear_binary_model_has_a_universal_optimum():
         assert torch.allclose(found.change, best, atol=2e-3) and (found.success != optimal).sum() <= 1
 
 
+def test_uap_fools_what_one_step_can_and_stops():
+    """All inputs of one class and a linear model: every DeepFool step points the same way, so one pass is enough."""
+    torch.manual_seed(0)
+    model = nn.Linear(10, 2).double()
+    x = 0.4 + 0.2 * torch.rand(200, 10, dtype=torch.float64)
+    x = x[model(x).argmax(1) == 0]
+    y = torch.zeros(len(x), dtype=torch.long)
+    weight = (model.weight[1] - model.weight[0]).detach()
+    far = float((model(x)[:, 0] - model(x)[:, 1]).max() / weight.norm())
+    found = UAP(Ball("l2", 2 * far, low=None, high=None), fooled=1.0)(model, x, y)
+    assert found.fooling_rate == 1 and torch.allclose(found.change / found.change.norm(), weight / weight.norm())
+    assert (
+        found.change.norm() <= 1.05 * far + 1e-3 and (found.backwards <= 2).all()
+    )  # 2 % beyond the farthest, and no more
+    target = UAP(Ball("l2", 2 * far, low=None, high=None))(model, x, Targeted(torch.ones_like(y)))
+    assert target.success.double().mean() >= 0.8
+
+
 def test_a_mask_a_target_and_other_goals():
     model, x, y = example(SHAPE, count=16)
     model.eval()
@@ -108,6 +128,9 @@ def test_bad_input_of_universal_changes():
     ball = Ball("linf", 0.1)
     for call, says in (
         (lambda: UniversalPerturbation(Ball("l0", 3)), "norm linf, l2 or l1"),
+        (lambda: UAP(Ball("l1", 3.0)), "norm linf or l2"),
+        (lambda: UAP(ball, fooled=0.0), "a share within"),
+        (lambda: UAP(ball)(model, x[:0], y[:0]), "at least one"),
         (lambda: UniversalPerturbation(Ball("linf", torch.full((12,), 0.1)))(model, x, y), "one eps"),
         (lambda: UniversalPerturbation(ball, epochs=0)(model, x, y), "at least one epoch"),
         (lambda: UniversalPerturbation(ball)(model, 2 * x, y), "inputs within"),

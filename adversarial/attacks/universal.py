@@ -116,9 +116,7 @@ class UniversalPerturbation:
 
     `generator` draws the order of the batches. The result belongs to the whole set: leave one out and it changes.
 
-    Reference: Shafahi et al., "Universal adversarial training", AAAI 2020, arXiv:1811.11304; the task: Moosavi-Dezfooli et al.,
-    CVPR 2017, arXiv:1610.08401 (one input after the other with DeepFool, until 80% are fooled; not used here, as steps along
-    the mean gradient of batches take fewer passes).
+    Reference: Shafahi et al., "Universal adversarial training", AAAI 2020, arXiv:1811.11304; the first of its kind is `UAP`.
     Differs from the paper: the best of the epochs is kept, by the share of inputs that reach the goal.
     """
 
