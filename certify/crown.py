@@ -12,7 +12,7 @@ from adversarial.threat import Region, Threat, identity
 from certify.bounds import NUMBERS, Bounds
 from certify.certificate import Certificate
 from certify.errors import CertifyError
-from certify.graph import trace
+from certify.graph import Graph, trace
 from certify.rules import OneNumber, Slopes
 
 
@@ -29,16 +29,17 @@ class Certifier(Protocol):
         Raises: CertifyError for a model or a threat that has no bound, and for labels that are none.
         """
         check_labels(x, y)
-        parts = [self.batch(model, *rows) for rows in zip(x.split(batch_size), y.split(batch_size), strict=True)]
-        return Certificate.joined(parts)
-
-    def batch(self, model: nn.Module, x: Tensor, y: Tensor) -> Certificate:
-        region = bounded(plain(self.threat.around(x)))
-        graph = trace(model, region.anchor)
+        region, graph = bounded(plain(self.threat.around(x))), trace(model, x)
         with torch.no_grad():
-            logits = model(x)
-        classes = logits.shape[1]
-        check_classes(y, classes)
+            logits = torch.cat([model(rows) for rows in x.split(batch_size)])
+        check_classes(y, logits)
+        rows = torch.arange(len(x), device=x.device)
+        return Certificate.joined(
+            [self.batch(graph, region[some], logits[some], y[some]) for some in rows.split(batch_size)]
+        )
+
+    def batch(self, graph: Graph, region: Region, logits: Tensor, y: Tensor) -> Certificate:
+        x, classes = region.anchor, logits.shape[1]
         bounds = Bounds(graph, region).intervals()
         owner = torch.arange(len(x), device=x.device).repeat_interleave(classes - 1)
         others = torch.stack([torch.cat([torch.arange(k), torch.arange(k + 1, classes)]) for k in range(classes)]).to(
@@ -48,7 +49,7 @@ class Certifier(Protocol):
         a.scatter_(1, others[y].view(-1, 1), -1.0).scatter_(1, y[owner, None], 1.0)
         found = self.margins(bounds, a, owner).view(len(x), -1).amin(1)
         prediction = logits.argmax(1)
-        certified = (found > 0) & (prediction == y)
+        certified = (found > 0) & found.isfinite() & (prediction == y)
         radius = torch.where(certified, region.eps, 0)
         return Certificate(prediction, certified, radius, found, self.threat, type(self).__name__, "deterministic")
 
@@ -174,7 +175,10 @@ def check_labels(x: Tensor, y: Tensor) -> None:
         raise CertifyError(f"expected labels ({len(x)},) of whole numbers, got {tuple(y.shape)} of {y.dtype}")
 
 
-def check_classes(y: Tensor, classes: int) -> None:
-    if bool(((y < 0) | (y >= classes)).any()):
-        row = int(((y < 0) | (y >= classes)).nonzero()[0])
-        raise CertifyError(f"expected labels from 0 to {classes - 1}, got {int(y[row])} in row {row}")
+def check_classes(y: Tensor, logits: Tensor) -> None:
+    if logits.ndim != 2 or logits.shape[1] < 2:
+        raise CertifyError(f"expected logits (B, classes) of two classes or more, got {tuple(logits.shape)}")
+    outside = (y < 0) | (y >= logits.shape[1])
+    if bool(outside.any()):
+        row = int(outside.nonzero()[0])
+        raise CertifyError(f"expected labels from 0 to {logits.shape[1] - 1}, got {int(y[row])} in row {row}")

@@ -259,6 +259,8 @@ def test_more_is_certified_of_a_smaller_threat_and_samples_do_not_meet():
     assert (margins[0] >= margins[1]).all() and (margins[1] >= margins[2]).all()
     alone = torch.cat([CROWN(Ball("linf", 0.02))(model, x[i : i + 1], y[i : i + 1]).margin for i in range(6)])
     assert torch.allclose(alone, margins[1], atol=1e-4)
+    parts = CROWN(Ball("linf", 0.02))(model, x, y, batch_size=4)
+    assert torch.allclose(parts.margin, margins[1], atol=1e-4) and len(parts) == 6
     each = Ball("linf", torch.tensor([0.01, 0.02, 0.05, 0.01, 0.02, 0.05]))
     found = CROWN(each)(model, x, y)
     assert torch.allclose(found.margin, torch.stack(margins)[[0, 1, 2, 0, 1, 2], range(6)], atol=1e-4)
@@ -283,6 +285,8 @@ def test_what_has_no_bound_is_said_in_one_sentence():
         IBP(ball)(model, x, torch.tensor([0, 7]))
     with pytest.raises(CertifyError, match="finite eps"):
         IBP(Ball("linf", math.inf, None, None))(model, x, y)
+    with pytest.raises(CertifyError, match="two classes or more"):
+        IBP(ball)(nn.Linear(5, 1).eval(), x, y)
     with pytest.raises(CertifyError, match="lifted set"):
         IBP(lift(Spatial()))(nn.Flatten(), torch.rand(2, 1, 4, 4), y)
     with pytest.raises(CertifyError, match="operations with a rule, got sin"):
