@@ -134,7 +134,9 @@ def evaluate(
     if not attacks or not eps or min(eps) < 0:
         raise ValueError(f"expected at least one attack and eps of 0 or more, got {list(attacks)} and {list(eps)}")
     main = accelerator is None or accelerator.is_main_process
-    mark = mark_of(model, x, y, threat, {name: make(threat) for name, make in attacks.items()}, seed)
+    mark = mark_of(
+        model, x, y, threat, {name: make(replace(threat, eps=max(eps) or 1.0)) for name, make in attacks.items()}, seed
+    )
     found = agreed(kept(out, mark) if main else None, accelerator)
     clean = wrong(model, x, y, batch_size, accelerator)
     cells = [(name, size) for name in attacks for size in sorted(set(eps))]

@@ -47,20 +47,31 @@ def l1(u: Tensor, eps: Tensor, low: Tensor, high: Tensor) -> Tensor:
 def l2(u: Tensor, eps: Tensor, low: Tensor, high: Tensor) -> Tensor:
     r"""The nearest point of $\{\|d\|_2 \le \epsilon\} \cap [low, high]$, exactly; eps (B,).
 
-    It is $\operatorname{sign}(u)\,\min(s|u|, room)$ for one scale s in (0, 1]. From the scale without a box it grows as
-    coordinates reach the box and leave their length to the others, until no more of them do.
+    It is $\operatorname{sign}(u)\,\min(s|u|, room)$ for one scale s in (0, 1].
     """
     clipped = into_box(u, low, high)
     outside = clipped.norm(dim=1) > eps
     if not outside.any():
         return clipped
-    some, size, eps = u[outside], u[outside].abs(), eps[outside]
-    limit, tiny = room(some, low[outside], high[outside]), torch.finfo(u.dtype).tiny
-    scale, held = eps / size.norm(dim=1), torch.zeros_like(size, dtype=torch.bool)
+    some, size = u[outside], u[outside].abs()
+    limit = room(some, low[outside], high[outside])
+    scale = scale_l2(size, eps[outside], limit)
+    return clipped.index_put((outside,), some.sign() * torch.minimum(scale[:, None] * size, limit))
+
+
+def scale_l2(size: Tensor, eps: Tensor, limit: Tensor) -> Tensor:
+    r"""The scale s (B,) for which $\min(s\,size, limit)$ is eps long, for rows (B, D) without signs; far beyond where the whole
+    box is shorter.
+
+    From the scale without a box it grows as coordinates reach the box and leave their length to the others, until no
+    more of them do.
+    """
+    tiny = torch.finfo(size.dtype).tiny
+    scale, held = eps / size.norm(dim=1).clamp_min(tiny**0.5), torch.zeros_like(size, dtype=torch.bool)
     while True:
         full = scale[:, None] * size >= limit
         if bool((full == held).all()):
-            return clipped.index_put((outside,), some.sign() * torch.minimum(scale[:, None] * size, limit))
+            return scale
         left = (eps.square() - torch.where(full, limit, 0).square().sum(1)).clamp_min(0)
         free = torch.where(full, 0, size).square().sum(1).clamp_min(tiny)
         scale, held = torch.maximum(scale, (left / free).sqrt()), full

@@ -10,12 +10,11 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
-from adversarial.geometry import PROJECTIONS
+from adversarial.geometry import PROJECTIONS, scale_l2
 from adversarial.streams import Streams, seed_of
 
 Norm = Literal["linf", "l2", "l1", "l0"]
 DUAL = {"linf": "l1", "l2": "l2", "l1": "linf"}
-DUAL_STEPS = 4
 SLACK = 1e-5  # inputs outside the bounds by rounding are moved back, by more are refused
 
 
@@ -137,8 +136,7 @@ class Region:
     def support(self, gradient: Tensor) -> Tensor:
         r"""$\max_z g^T(z - anchor)$ over the region (B,): by how much a linear function can grow, never understated.
 
-        l2: the dual $\min_s \sum_i \max_{d_i}(g_i d_i - d_i^2 / 2s) + \epsilon^2 / 2s$, true for every s; a few steps lead
-        to the best one from below.
+        l2: the dual $\min_s \sum_i \max_{d_i}(g_i d_i - d_i^2 / 2s) + \epsilon^2 / 2s$, true for every s.
         """
         g = gradient.flatten(1)
         limit, size = torch.where(g >= 0, self.high, -self.low), g.abs()
@@ -152,15 +150,11 @@ class Region:
             room = limit.gather(1, order)
             taken = torch.minimum(room, (self.eps[:, None] - room.cumsum(1) + room).clamp_min(0))
             return (taken * size.gather(1, order)).sum(1)
-        eps, tiny = self.eps, torch.finfo(g.dtype).tiny ** 0.5
-        s = eps / g.norm(dim=1).clamp_min(tiny)
-        for _ in range(DUAL_STEPS):
-            full = s[:, None] * size >= limit
-            left = (eps.square() - torch.where(full, limit, 0).square().sum(1)).clamp_min(0)
-            s = torch.maximum(s, (left / torch.where(full, 0, size).square().sum(1).clamp_min(tiny**2)).sqrt())
-            s = torch.where(s.isfinite() & (left > 0), s, eps / g.norm(dim=1).clamp_min(tiny))
+        s = scale_l2(size, self.eps, limit)
         d = torch.minimum(s[:, None] * size, limit)
-        return torch.minimum((size * limit).sum(1), (size * d).sum(1) + (eps.square() - d.square().sum(1)) / (2 * s))
+        return torch.minimum(
+            (size * limit).sum(1), (size * d).sum(1) + (self.eps.square() - d.square().sum(1)) / (2 * s)
+        )
 
     def box(self) -> tuple[Tensor, Tensor]:
         """The smallest box around the region, as points (low, high)."""

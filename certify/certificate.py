@@ -20,7 +20,7 @@ class Certificate:
     radius: size of the threat, in units of its eps, within which that is shown (B,); 0 where nothing is.
     margin: lower bound of the label's logit minus the largest other one over the threat (B,); NaN where a method has none.
     threat: for which it was asked.
-    guarantee: "deterministic" is a proof, "probabilistic" holds with probability `confidence`, "estimate" is neither.
+    guarantee: "deterministic" is a proof, up to the rounding of floating point, "probabilistic" holds with probability `confidence`, "estimate" is neither.
     """
 
     prediction: Tensor

@@ -7,6 +7,7 @@ A bound of P rows is held as numbers A (P, …) in front of a node's value: Σ A
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Protocol
 
 import torch
@@ -85,7 +86,9 @@ def weighted(node: Node, *reach: Tensor) -> Tensor:
         args[2:3] = [None] * len(args[2:3])
     if node.op == "addmm":
         args[0] = torch.zeros_like(args[0])
-    return Node(node.name, node.op, node.call, tuple(args), node.kwargs, node.inputs, node.shape, node.path).run(*reach)
+    return replace(node, args=tuple(args), kwargs={name: bare(value) for name, value in node.kwargs.items()}).run(
+        *reach
+    )
 
 
 def added(node: Node, *reach: Tensor) -> Tensor:

@@ -295,5 +295,9 @@ def test_what_has_no_bound_is_said_in_one_sentence():
         IBP(ball)(Named(Function(lambda v: v if v.sum() > 0 else -v)).eval(), x, y)
     with pytest.raises(CertifyError, match="values above 0 where log"):
         IBP(ball)(Named(Function(torch.log)).eval(), x, y)
+    with pytest.raises(CertifyError, match="mix the samples"):
+        IBP(ball)(Named(Function(lambda v: v.cumsum(0))).eval(), x, y)
+    with pytest.raises(CertifyError, match="one row per sample"):
+        IBP(ball)(Named(Function(lambda v: v.view(-1, 3, 2).permute(1, 0, 2).sum(0).repeat(1, 3))).eval(), x, y)
     with pytest.raises(CertifyError, match="does it draw random numbers"):
         IBP(ball)(Named(Function(lambda v: v + torch.rand(6))).eval(), x, y)
