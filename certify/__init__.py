@@ -3,8 +3,9 @@
 Nothing here knows of reprogramming or of molecules.
 """
 
-from certify.certificate import Certificate
-from certify.crown import CROWN, IBP, AlphaCROWN, Certifier
+from certify.certificate import Certificate, Certifier
+from certify.crown import CROWN, IBP, AlphaCROWN
 from certify.errors import CertifyError
+from certify.graph import trace
 
-__all__ = ["CROWN", "IBP", "AlphaCROWN", "Certificate", "Certifier", "CertifyError"]
+__all__ = ["CROWN", "IBP", "AlphaCROWN", "Certificate", "Certifier", "CertifyError", "trace"]

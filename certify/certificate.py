@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 Guarantee = Literal["deterministic", "probabilistic", "estimate"]
 
@@ -48,3 +48,16 @@ class Certificate:
             name: torch.cat([getattr(part, name) for part in parts]) for name, v in whole.items() if torch.is_tensor(v)
         }
         return cls(**whole | rows)
+
+
+class Certifier(Protocol):
+    """What every certifier is: a threat and options, called with a model of logits, inputs and their labels."""
+
+    threat: Any
+
+    def __call__(self, model: nn.Module, x: Tensor, y: Tensor, *, batch_size: int = 64) -> Certificate:
+        """Certificates for inputs x (B, …) with labels y (B,).
+
+        Raises: CertifyError for a model or a threat that has no bound, and for labels that are none.
+        """
+        ...

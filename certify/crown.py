@@ -10,14 +10,15 @@ from torch import Tensor, nn
 
 from adversarial.threat import Region, Threat, identity
 from certify.bounds import NUMBERS, Bounds
-from certify.certificate import Certificate
+from certify.certificate import Certificate, Certifier
+from certify.checks import check_classes, check_labels
 from certify.errors import CertifyError
 from certify.graph import Graph, trace
 from certify.rules import OneNumber, Slopes
 
 
-class Certifier(Protocol):
-    """Calling a certifier with a model, inputs and labels; `margins` is what each one does."""
+class Linear(Certifier, Protocol):
+    """Certifiers by linear bounds; `margins` is what each one does."""
 
     threat: Threat
 
@@ -55,7 +56,7 @@ class Certifier(Protocol):
 
 
 @dataclass(frozen=True)
-class IBP(Certifier):
+class IBP(Linear):
     r"""Interval bounds, $[\mu - r, \mu + r]$ through every operation; the last linear one is taken together with the margins.
 
     Reference: Gowal et al., "On the effectiveness of interval bound propagation", 2018, arXiv:1810.12715.
@@ -69,7 +70,7 @@ class IBP(Certifier):
 
 
 @dataclass(frozen=True)
-class CROWN(Certifier):
+class CROWN(Linear):
     """Linear bounds carried backwards from the margins to the input.
 
     Args:
@@ -93,7 +94,7 @@ class CROWN(Certifier):
 
 
 @dataclass(frozen=True)
-class AlphaCROWN(Certifier):
+class AlphaCROWN(Linear):
     """CROWN whose slopes are trained, one for each margin and activation, by ascent of the bound.
 
     Args:
@@ -166,19 +167,3 @@ def bounded(region: Region) -> Region:
     if not bool((low.isfinite() & high.isfinite()).all()):
         raise CertifyError("expected a threat with a finite eps or bounds, got one without an end; give eps=")
     return region
-
-
-def check_labels(x: Tensor, y: Tensor) -> None:
-    if len(x) == 0:
-        raise CertifyError("expected at least one input, got none")
-    if y.dtype not in (torch.int64, torch.int32) or y.shape != (len(x),):
-        raise CertifyError(f"expected labels ({len(x)},) of whole numbers, got {tuple(y.shape)} of {y.dtype}")
-
-
-def check_classes(y: Tensor, logits: Tensor) -> None:
-    if logits.ndim != 2 or logits.shape[1] < 2:
-        raise CertifyError(f"expected logits (B, classes) of two classes or more, got {tuple(logits.shape)}")
-    outside = (y < 0) | (y >= logits.shape[1])
-    if bool(outside.any()):
-        row = int(outside.nonzero()[0])
-        raise CertifyError(f"expected labels from 0 to {logits.shape[1] - 1}, got {int(y[row])} in row {row}")

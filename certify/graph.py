@@ -70,6 +70,10 @@ class Graph:
     input: str
     output: str
 
+    def __call__(self, x: Tensor) -> Tensor:
+        """Logits (B, classes)."""
+        return self.values(x)[self.output]
+
     def values(self, x: Tensor) -> dict[str, Tensor]:
         """What every node holds at inputs x (B, …)."""
         found = {self.input: x}
@@ -90,12 +94,17 @@ def check_still(model: nn.Module) -> None:
         )
 
 
-def trace(model: nn.Module, x: Tensor) -> Graph:
+def trace(model: nn.Module | Graph, x: Tensor) -> Graph:
     """The operations of a model at inputs like x (B, …).
+
+    Certifiers trace by themselves; the result can stand in the model's place for all of them, so that many threats
+    cost one trace. Weights are folded into it: trace again after training.
 
     Raises: CertifyError for a model in training, for one that `torch.export` cannot follow, and for one that mixes
     the samples of a batch.
     """
+    if isinstance(model, Graph):
+        return model
     check_still(model)
     if not x.is_floating_point():
         raise CertifyError(
@@ -115,7 +124,7 @@ def trace(model: nn.Module, x: Tensor) -> Graph:
     with torch.no_grad():
         probe = torch.cat([x[:1], x[:1] / 2]).detach()
         own = torch.cat([model(row[None]) for row in probe])
-        same = torch.allclose(graph.values(probe)[graph.output], own, rtol=1e-3, atol=1e-4, equal_nan=True)
+        same = torch.allclose(graph(probe), own, rtol=1e-3, atol=1e-4, equal_nan=True)
     if not same:
         raise CertifyError(
             "expected a model whose operations give its own answers sample by sample, got others; does it draw random numbers, "
