@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -69,6 +70,15 @@ class Graph:
     nodes: dict[str, Node]
     input: str
     output: str
+
+    @cached_property
+    def readers(self) -> dict[str, list[str]]:
+        """Which nodes take each node's value."""
+        found: dict[str, list[str]] = {name: [] for name in self.nodes}
+        for name, node in self.nodes.items():
+            for other in dict.fromkeys(node.inputs):
+                found[other].append(name)
+        return found
 
     def __call__(self, x: Tensor) -> Tensor:
         """Logits (B, classes)."""
