@@ -157,24 +157,39 @@ class Ascent:
                 optimizer.zero_grad()
                 found.sum().backward()
                 optimizer.step()
+                slopes.keep()
                 schedule.step()
         return best
 
 
 class Trained:
-    """Slopes of their own for every row, which begin as those of least area; what is straight above stays a chord."""
+    """Slopes of their own for every row, which begin as those of least area and stay among those the curve has on the box;
+    what is straight above stays a chord."""
 
     def __init__(self) -> None:
         self.known: dict[str, tuple[Tensor, Tensor]] = {}
+        self.ranges: dict[str, tuple[Tensor, Tensor]] = {}
 
     def of(self, node: Node, curve: Curve, lines: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
         if node.name not in self.known:
-            below, _, above = (line.detach().clone() for line in lines[:3])
-            self.known[node.name] = below.requires_grad_(), above.requires_grad_(not curve.straight)
+            below, _, above, _, low, high = (line.detach() for line in lines)
+            tried = curve.slopes(low, high)
+            self.ranges[node.name] = tried.amin(0), tried.amax(0)
+            self.known[node.name] = (
+                below.clone().requires_grad_(),
+                above.clone().requires_grad_(not curve.straight),
+            )
         return self.known[node.name]
 
     def learned(self) -> list[Tensor]:
         return [slope for pair in self.known.values() for slope in pair if slope.requires_grad]
+
+    @torch.no_grad()
+    def keep(self) -> None:
+        """Press the slopes back into their ranges."""
+        for name, pair in self.known.items():
+            for slope in pair:
+                slope.clamp_(*self.ranges[name])
 
 
 def plain(region: Region) -> Region:

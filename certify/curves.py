@@ -49,11 +49,9 @@ class Curve:
         if not lower:
             return -self.mirrored().intercept(low, high, -slope, lower=True)
         with torch.no_grad():
-            places = [
-                low,
-                high,
-                *(torch.minimum(torch.maximum(torch.full_like(low, knot), low), high) for knot in self.knots),
-            ]
+            # knots first: where a knot is as low as an end, the line turns around it
+            places = [torch.minimum(torch.maximum(torch.full_like(low, knot), low), high) for knot in self.knots]
+            places += [low, high]
             values = torch.stack([self.f(x) - slope * x for x in places])
             least, which = values.min(0)
             x = torch.stack(places).gather(0, which[None])[0]
@@ -88,13 +86,17 @@ class Curve:
 
     def slope(self, low: Tensor, high: Tensor, *, lower: bool) -> Tensor:
         """The slope, of the chord's and the tangents' at both ends and the middle, whose line leaves the least area."""
-        middle, wide = (low + high) / 2, high - low
-        narrow = wide <= 1e-6 * (1 + middle.abs())
-        chord = torch.where(narrow, self.df(middle), (self.f(high) - self.f(low)) / torch.where(narrow, 1.0, wide))
-        tried = torch.stack([chord, *(self.df(x) for x in (low, high, middle))])
+        middle, tried = (low + high) / 2, self.slopes(low, high)
         heights = torch.stack([self.intercept(low, high, k, lower=lower) + k * middle for k in tried])
         best = heights.argmax(0) if lower else heights.argmin(0)
         return tried.gather(0, best[None])[0]
+
+    def slopes(self, low: Tensor, high: Tensor) -> Tensor:
+        """Of the chord and of the tangents at both ends and the middle, stacked."""
+        middle, wide = (low + high) / 2, high - low
+        narrow = wide <= 1e-6 * (1 + middle.abs())
+        chord = torch.where(narrow, self.df(middle), (self.f(high) - self.f(low)) / torch.where(narrow, 1.0, wide))
+        return torch.stack([chord, *(self.df(x) for x in (low, high, middle))])
 
 
 def leaky(slope: float) -> Curve:
