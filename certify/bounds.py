@@ -17,9 +17,10 @@ from torch import Tensor
 
 from adversarial.threat import Region
 from certify.affine import Box, Convolution, Pointwise
+from certify.coupling import Coupling
 from certify.front import Front, begun
 from certify.graph import Graph
-from certify.nonlinear import Slopes
+from certify.nonlinear import OneNumber, Slopes
 from certify.rules import ONE_EACH, rule_of
 
 NUMBERS = 2**24  # of the largest tensor in front of a node's values: 64 MB in float32
@@ -37,6 +38,7 @@ class Bounds:
         self.boxes: dict[str, Box] = {}
         self.relaxed: dict[str, tuple[Tensor, ...]] = {}
         self.sizes: dict[str, int] = {}
+        self.coupling: Coupling | None = None
         self.curved = frozenset(name for name, rule in self.rules.items() if rule.nonlinear)
 
     def intervals(self) -> Bounds:
@@ -177,6 +179,8 @@ class Bounds:
                 front = front if front.window is None or self.local(current) else front.dense()
                 node = self.graph.nodes[current]
                 passed, constant = self.rules[current].back(node, front, self.planes(current), slopes)
+                if self.coupling is not None and isinstance(self.rules[current], OneNumber):
+                    constant = self.coupling.better(current, front, passed[0].a, self.planes(current), constant)
                 bound = bound + constant
                 for other, part in zip(node.inputs, passed, strict=True):
                     pending[other] = pending[other] + part if other in pending else part

@@ -12,6 +12,7 @@ from adversarial.threat import Region, Threat, identity
 from certify.bounds import NUMBERS, Bounds
 from certify.certificate import Certificate, Certifier
 from certify.checks import check_classes, check_labels
+from certify.coupling import Coupling
 from certify.curves import Curve
 from certify.errors import CertifyError
 from certify.front import Front
@@ -96,12 +97,38 @@ class CROWN(Linear):
 
 
 @dataclass(frozen=True)
+class SDPCROWN(Linear):
+    """CROWN whose ReLUs are bounded together inside the L2 ball that an L2 or L1 threat leaves each layer in (`coupling`).
+
+    For L∞ threats it is CROWN: a ball around the cube says less than the cube.
+
+    Reference: Chiu et al., "SDP-CROWN", ICML 2025, arXiv:2506.06665.
+    Differs from the paper: see `coupling`; slopes are those of CROWN (`AlphaCROWN(coupled=True)` trains them).
+    """
+
+    threat: Threat
+
+    @torch.no_grad()
+    def margins(self, bounds: Bounds, front: Front) -> Tensor:
+        return CROWN(self.threat).margins(coupled(bounds), front)
+
+
+def coupled(bounds: Bounds) -> Bounds:
+    """The same bounds with the balls of an L2 or L1 threat."""
+    if bounds.region.norm in ("l2", "l1") and bounds.coupling is None:
+        with torch.no_grad():
+            bounds.coupling = Coupling(bounds.graph, bounds.region, bounds.boxes)
+    return bounds
+
+
+@dataclass(frozen=True)
 class AlphaCROWN(Linear):
     """CROWN whose slopes are trained, one for each row and activation, by ascent of the bound.
 
     Args:
         slopes: "last" trains those of the margins alone (about half to three quarters of the whole gain at a twentieth of
             its cost); "full" also those of every box inside, each for its own sake.
+        coupled: also bound ReLUs together, as `SDPCROWN` does.
         iterations: of Adam.
         rate: its rate, times `decay` after each step.
 
@@ -111,11 +138,13 @@ class AlphaCROWN(Linear):
 
     threat: Threat
     slopes: Literal["last", "full"] = "last"
+    coupled: bool = False
     iterations: int = 20
     rate: float = 0.1
     decay: float = 0.98
 
     def margins(self, bounds: Bounds, front: Front) -> Tensor:
+        bounds = coupled(bounds) if self.coupled else bounds
         ascent = Ascent(bounds, self.iterations, self.rate, self.decay)
         best = CROWN(self.threat).margins(bounds, front)
         if self.slopes == "full" and bool((best <= 0).any()):

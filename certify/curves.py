@@ -79,6 +79,22 @@ class Curve:
         ends = [-math.inf, *self.knots, math.inf]
         return list(pairwise(ends))
 
+    def straights(self) -> list[tuple[float, float]]:
+        """Slope and value at zero of every piece of a straight curve."""
+        found = []
+        for start, end in self.pieces():
+            one = start if math.isfinite(start) else min(end, 0.0) - 1
+            two = end if math.isfinite(end) else max(one, 0.0) + 1
+            low, high = self.f(torch.tensor([one, two], dtype=torch.float64)).tolist()
+            slope = (high - low) / (two - one)
+            found.append((slope, low - slope * one))
+        return found
+
+    def steepest(self, low: Tensor, high: Tensor) -> Tensor:
+        """The largest |f'| on [low, high]: at an end or where the curve changes its bend."""
+        knots = [torch.full_like(low, knot).clamp(low, high) for knot in self.knots]
+        return torch.stack([self.df(x).abs() for x in (low, high, *knots)]).amax(0)
+
     def mirrored(self) -> Curve:
         """Minus the function."""
         turned = self.bends.translate(str.maketrans("+-", "-+"))
