@@ -273,7 +273,9 @@ def test_numbers_of_a_layer_that_share_a_ball_are_bounded_together():
         ball = Ball(norm, eps)
         crown, together = CROWN(ball)(model, x, y).margin, SDPCROWN(ball)(model, x, y).margin
         trained = AlphaCROWN(ball, coupled=True)(model, x, y).margin
-            assert (together >= crown - 1e-6).all() and (together > crown + 1e-3).any() and (trained >= together - 1e-6).all()
+        assert (
+            (together >= crown - 1e-6).all() and (together > crown + 1e-3).any() and (trained >= together - 1e-6).all()
+        )
         assert (trained <= least_margin(model, ball, x, y) + 1e-5).all()
 
 
