@@ -3,9 +3,10 @@
 Nothing here knows of reprogramming or of molecules.
 """
 
+from certify.branch import BetaCROWN
 from certify.certificate import Certificate, Certifier
 from certify.crown import CROWN, IBP, SDPCROWN, AlphaCROWN
 from certify.errors import CertifyError
 from certify.graph import trace
 
-__all__ = ["CROWN", "IBP", "SDPCROWN", "AlphaCROWN", "Certificate", "Certifier", "CertifyError", "trace"]
+__all__ = ["CROWN", "IBP", "SDPCROWN", "AlphaCROWN", "BetaCROWN", "Certificate", "Certifier", "CertifyError", "trace"]

@@ -93,6 +93,12 @@ class Graph:
         return found
 
     @cached_property
+    def device(self) -> torch.device:
+        """Where the first constant lies."""
+        tensors = (each for node in self.nodes.values() for each in node.args if torch.is_tensor(each))
+        return next((each.device for each in tensors), torch.device("cpu"))
+
+    @cached_property
     def norms(self) -> dict[tuple[str, str, str], float]:
         """Norms of linear parts, found once."""
         return {}
