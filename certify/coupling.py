@@ -25,6 +25,7 @@ from certify.curves import CURVES, Curve
 from certify.front import Front
 from certify.graph import Graph
 from certify.nonlinear import Largest, OneNumber
+from certify.operator_norm import operator_norm
 from certify.rules import rule_of
 
 STEPS = 3
