@@ -131,13 +131,13 @@ class Tree:
         }
 
     def searched(self, end: float) -> Tensor:
-        """The least bound over all domains when every one is above zero, else the least of those that are left."""
+        """The least bound over all domains when every one is above zero, else −∞: what is left may be lower than what was seen."""
         nothing = {before: self.root.boxes[before][0].flatten(1) * 0 for before in self.before.values()}
         open_, least = Halves(nothing, nothing), self.a.new_tensor(torch.inf)
-        first = True
+        first, infinity = True, least
         while len(open_):
             if time.monotonic() > end or (not first and not self.before):
-                return torch.minimum(least, self.a.new_tensor(0.0))
+                return -infinity
             some = open_[torch.arange(max(0, len(open_) - self.search.domains), len(open_))]
             open_ = open_[torch.arange(max(0, len(open_) - self.search.domains))]
             found, fronts, bounds = self.bounded(some, self.search.iterations)
@@ -146,10 +146,10 @@ class Tree:
             if not len(left):
                 continue
             if self.broken(fronts, left):
-                return found.min()
+                return -infinity
             halves = self.branched(some[left], bounds[left], {name: a[left] for name, a in fronts.items()})
             if halves is None:
-                return found.min()
+                return -infinity
             open_, first = Halves.joined([open_, halves]), False
         return least
 
