@@ -61,62 +61,68 @@ class BetaCROWN(Linear):
 
 
 @dataclass(frozen=True)
-class Halves:
-    """Domains: signs of the cuts (N, numbers), 0 where there is none, for each activation's input, and where they are."""
+class Domains:
+    """Parts of the root: the boxes (N, numbers) they leave each activation's input."""
 
-    signs: dict[str, Tensor]
-    cuts: dict[str, Tensor]
+    low: dict[str, Tensor]
+    high: dict[str, Tensor]
 
     def __len__(self) -> int:
-        return len(next(iter(self.signs.values())))
+        return len(next(iter(self.low.values()), ()))
 
-    def __getitem__(self, rows: Tensor) -> Halves:
-        return Halves({k: v[rows] for k, v in self.signs.items()}, {k: v[rows] for k, v in self.cuts.items()})
+    def __getitem__(self, rows: Tensor | slice) -> Domains:
+        return Domains({k: v[rows] for k, v in self.low.items()}, {k: v[rows] for k, v in self.high.items()})
 
     @classmethod
-    def joined(cls, parts: list[Halves]) -> Halves:
-        names = parts[0].signs
-        return cls(
-            {name: torch.cat([part.signs[name] for part in parts]) for name in names},
-            {name: torch.cat([part.cuts[name] for part in parts]) for name in names},
+    def joined(cls, parts: list[Domains]) -> Domains:
+        low, high = (
+            {name: torch.cat([side[name] for side in sides]) for name in sides[0]}
+            for sides in ([part.low for part in parts], [part.high for part in parts])
         )
+        return cls(low, high)
 
-    def split(self, name: str, place: Tensor, cut: Tensor) -> Halves:
+    def split(self, name: str, place: Tensor, cut: Tensor) -> Domains:
         """Both halves (N below, N above) at a place (N,) of an activation's input."""
-        rows, found = torch.arange(len(place), device=place.device), []
-        for sign in (-1.0, 1.0):
-            signs, cuts = self.signs[name].clone(), self.cuts[name].clone()
-            signs[rows, place], cuts[rows, place] = sign, cut
-            found.append(Halves(self.signs | {name: signs}, self.cuts | {name: cuts}))
-        return Halves.joined(found)
+        rows = torch.arange(len(place), device=place.device)
+        low, high = self.low[name].clone(), self.high[name].clone()
+        low[rows, place], high[rows, place] = cut, cut
+        return Domains.joined([Domains(self.low, self.high | {name: high}), Domains(self.low | {name: low}, self.high)])
 
 
 class Multipliers(Trained):
-    """Trained slopes with what the cuts say."""
+    """Trained slopes with what the cuts of domains say."""
 
-    def __init__(self, halves: Halves):
+    def __init__(self, domains: Domains, root: Bounds):
         super().__init__()
-        self.halves = halves
-        self.betas = {
-            name: torch.zeros_like(signs).requires_grad_() for name, signs in halves.signs.items() if bool(signs.any())
-        }
+        self.cuts: dict[
+            str, list[tuple[Tensor, Tensor, float]]
+        ] = {}  # multipliers, where numbers end, and on which side
+        for name in domains.low:
+            ends = zip((domains.low[name], domains.high[name]), root.boxes[name], (1.0, -1.0), strict=True)
+            for end, before, sign in ends:
+                cut = end != before.flatten(1)
+                if bool(cut.any()):
+                    beta = torch.zeros_like(end).requires_grad_()
+                    self.cuts.setdefault(name, []).append((beta, end, sign * cut))
 
     def learned(self) -> list[Tensor]:
-        return super().learned() + list(self.betas.values())
+        return super().learned() + [beta for cuts in self.cuts.values() for beta, _, _ in cuts]
 
     def keep(self) -> None:
         super().keep()
         with torch.no_grad():
-            for beta in self.betas.values():
-                beta.clamp_(min=0)
+            for cuts in self.cuts.values():
+                for beta, _, _ in cuts:
+                    beta.clamp_(min=0)
 
     def held(self, name: str, front: Front) -> tuple[Front, Tensor | float]:
-        if name not in self.betas:
-            return front, 0.0
-        front = front.dense()
-        pull = (self.betas[name] * self.halves.signs[name])[:, None]
-        constant = (pull * self.halves.cuts[name][:, None]).sum(2)
-        return replace(front, a=front.a - pull.view(len(pull), 1, *front.a.shape[2:])), constant
+        constant: Tensor | float = 0.0
+        for beta, end, sign in self.cuts.get(name, ()):
+            front = front.dense()
+            pull = (beta * sign)[:, None]
+            front = replace(front, a=front.a - pull.view(len(pull), 1, *front.a.shape[2:]))
+            constant = constant + (pull * end[:, None]).sum(2)
+        return front, constant
 
 
 class Tree:
@@ -132,16 +138,17 @@ class Tree:
 
     def searched(self, end: float) -> Tensor:
         """The least bound over all domains when every one is above zero, else −∞: what is left may be lower than what was seen."""
-        nothing = {before: self.root.boxes[before][0].flatten(1) * 0 for before in self.before.values()}
-        open_, least = Halves(nothing, nothing), self.a.new_tensor(torch.inf)
-        first, infinity = True, least
+        if not self.before:  # no activation to split
+            return self.a.new_tensor(-torch.inf)
+        whole = [{b: self.root.boxes[b][side].flatten(1) for b in self.before.values()} for side in (0, 1)]
+        open_, infinity = Domains(*whole), self.a.new_tensor(torch.inf)
+        least = infinity
         while len(open_):
-            if time.monotonic() > end or (not first and not self.before):
+            if time.monotonic() > end:
                 return -infinity
-            some = open_[torch.arange(max(0, len(open_) - self.search.domains), len(open_))]
-            open_ = open_[torch.arange(max(0, len(open_) - self.search.domains))]
+            some, open_ = open_[-self.search.domains :], open_[: -self.search.domains]
             found, fronts, bounds = self.bounded(some, self.search.iterations)
-            left = (found <= 0).nonzero()[:, 0]
+            left = (~(found > 0)).nonzero()[:, 0]
             least = torch.minimum(least, found[found > 0].min()) if len(left) < len(found) else least
             if not len(left):
                 continue
@@ -150,31 +157,29 @@ class Tree:
             halves = self.branched(some[left], bounds[left], {name: a[left] for name, a in fronts.items()})
             if halves is None:
                 return -infinity
-            open_, first = Halves.joined([open_, halves]), False
+            open_ = Domains.joined([open_, halves])
         return least
 
-    def bounded(self, halves: Halves, iterations: int) -> tuple[Tensor, dict[str, Tensor], Bounds]:
+    def bounded(self, domains: Domains, iterations: int) -> tuple[Tensor, dict[str, Tensor], Bounds]:
         """Bounds (N,) of domains, what was in front of each value, and the boxes; an empty domain has the bound ∞."""
-        bounds = self.root[torch.zeros(len(halves), dtype=torch.long, device=self.a.device)]
-        empty = torch.zeros(len(halves), dtype=torch.bool, device=self.a.device)
+        bounds = self.root[torch.zeros(len(domains), dtype=torch.long, device=self.a.device)]
+        empty = torch.zeros(len(domains), dtype=torch.bool, device=self.a.device)
         for name in bounds.graph.nodes:
-            if name in halves.signs and bool(halves.signs[name].any()):
-                shape = bounds.boxes[name][0].shape
-                signs, cuts = halves.signs[name].view(shape), halves.cuts[name].view(shape)
-                low = torch.where(signs > 0, cuts, -torch.inf)
-                high = torch.where(signs < 0, cuts, torch.inf)
+            if name in domains.low:
                 old_low, old_high = bounds.boxes[name]
-                room = 1e-5 * (1 + cuts.abs())  # of rounding: only what is clearly empty is
-                empty |= ((low > old_high + room) | (high < old_low - room)).flatten(1).any(1)
-                low, high = torch.maximum(low, old_low), torch.minimum(high, old_high)
-                bounds.narrow(name, (torch.minimum(low, high), torch.maximum(low, high)))
-                bounds.forward(name)
-        front = Front(self.a.expand(len(halves), 1, -1))
+                low, high = domains.low[name].view_as(old_low), domains.high[name].view_as(old_high)
+                if bool((low > old_low).any() | (high < old_high).any()):
+                    room = 1e-5 * (1 + low.abs())  # of rounding: only what is clearly empty is
+                    empty |= ((low > old_high + room) | (high < old_low - room)).flatten(1).any(1)
+                    low, high = torch.maximum(low, old_low), torch.minimum(high, old_high)
+                    bounds.boxes[name] = torch.minimum(low, high), torch.maximum(low, high)
+                    bounds.forward(name)
+        front = Front(self.a.expand(len(domains), 1, -1))
         ascent = Ascent(bounds, iterations, self.search.rate, until=0.0)
-        found, fronts = ascent.watched(bounds.graph.output, front, Multipliers(halves))
+        found, fronts = ascent.watched(bounds.graph.output, front, Multipliers(domains, self.root))
         return torch.where(empty, torch.inf, found[:, 0]), fronts, bounds
 
-    def branched(self, halves: Halves, bounds: Bounds, fronts: dict[str, Tensor]) -> Halves | None:
+    def branched(self, domains: Domains, bounds: Bounds, fronts: dict[str, Tensor]) -> Domains | None:
         """Both halves of each domain at its best candidate; None where nothing is left to split."""
         scores, spans = [], []
         for name, before in self.before.items():
@@ -185,19 +190,19 @@ class Tree:
         top = score.topk(min(self.search.candidates, score.shape[1]), dim=1)
         if not bool((top.values[:, 0] > 0).all()):
             return None
-        best, chosen = score.new_full((len(halves),), -torch.inf), top.indices[:, 0]
+        best, chosen = score.new_full((len(domains),), -torch.inf), top.indices[:, 0]
         if top.indices.shape[1] > 1:
             for k in range(top.indices.shape[1]):
-                tried = self.at(halves, bounds, top.indices[:, k], spans)
+                tried = self.at(domains, bounds, top.indices[:, k], spans)
                 found = self.bounded(tried, 0)[0].view(2, -1)
                 value = torch.where(
                     top.values[:, k] > 0, found.amin(0) + 0.1 * found.amax(0).clamp(max=1.0), -torch.inf
                 )
                 chosen = torch.where(value > best, top.indices[:, k], chosen)
                 best = torch.maximum(best, value)
-        return self.at(halves, bounds, chosen, spans)
+        return self.at(domains, bounds, chosen, spans)
 
-    def at(self, halves: Halves, bounds: Bounds, place: Tensor, spans: list[tuple[str, str, int]]) -> Halves:
+    def at(self, domains: Domains, bounds: Bounds, place: Tensor, spans: list[tuple[str, str, int]]) -> Domains:
         """Both halves at places (N,) counted over all activations' inputs: (N below, N above)."""
         parts, order, start = [], [], 0
         for before, name, size in spans:
@@ -205,10 +210,10 @@ class Tree:
             if len(rows):
                 inner = place[rows] - start
                 cut = self.cut(name, bounds)[rows, inner]
-                parts.append(halves[rows].split(before, inner, cut))
+                parts.append(domains[rows].split(before, inner, cut))
                 order.append(torch.cat([rows, rows + len(place)]))
             start += size
-        return Halves.joined(parts)[torch.cat(order).argsort()]
+        return Domains.joined(parts)[torch.cat(order).argsort()]
 
     def cut(self, name: str, bounds: Bounds) -> Tensor:
         """Where each number (N, numbers) would be split: at the knot nearest to the middle if one is inside."""

@@ -310,6 +310,17 @@ def test_branch_and_bound_decides_what_lines_leave_open(activation):
             assert ((truth > 0.02) <= found.certified).all() and found.certified.sum() >= crown.certified.sum()
 
 
+def test_a_linear_model_has_nothing_to_split():
+    torch.manual_seed(0)
+    model, x = nn.Linear(5, 3).eval(), torch.rand(8, 5)
+    ball = Ball("linf", 0.3)
+    y = model(x).argmax(1)
+    exact = CROWN(ball)(model, x, y)
+    for certifier in (BetaCROWN(ball, seconds=0.2), Cascade(ball, seconds=0.2)):
+        assert torch.equal(certifier(model, x, y).certified, exact.certified)
+    assert not exact.certified.all()
+
+
 def test_more_is_certified_of_a_smaller_threat_and_samples_do_not_meet():
     model = wide(MODELS["residual"][0])
     x = torch.rand(6, 2, 3, 3, generator=torch.Generator().manual_seed(2))
