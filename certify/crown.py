@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
 import torch
@@ -138,11 +138,15 @@ class AlphaCROWN(Linear):
         bounds = bounds.couple() if self.coupled else bounds
         ascent = Ascent(bounds, self.iterations, self.rate, self.decay)
         best = CROWN(self.threat).margins(bounds, front)
-        if self.slopes == "full" and bool((best <= 0).any()):
-            for name in bounds.wanted():
-                bounds.update(name, ascent)
-            with torch.no_grad():
-                best = torch.maximum(best, bounds.lower(bounds.graph.output, front))
+        open_ = (best <= 0).any(1).nonzero()[:, 0]
+        if self.slopes == "full" and len(open_):
+            inner = bounds[open_]
+            ascent = replace(ascent, bounds=inner)
+            for name in inner.wanted():
+                inner.update(name, ascent)
+            rest = replace(self, slopes="last").margins(inner, Front(front.a[open_]))
+            best[open_] = torch.maximum(best[open_], rest)
+            return best
         group, row = (best <= 0).nonzero(as_tuple=True)
         for some in torch.arange(len(group)).split(max(1, NUMBERS // bounds.size(bounds.graph.output))):
             if len(some):
