@@ -3,9 +3,16 @@
 Nothing here knows of reprogramming or of molecules.
 """
 
+from certify.ablation import Ablation
 from certify.certificate import Certificate, Certifier
 from certify.crown import CROWN, IBP, AlphaCROWN
 from certify.errors import CertifyError
 from certify.graph import trace
+from certify.rewriting import RewriteSmoothing, Writings
+from certify.semantic import Semantic
+from certify.substitution import SAFER, Enumeration, Synonyms
 
-__all__ = ["CROWN", "IBP", "AlphaCROWN", "Certificate", "Certifier", "CertifyError", "trace"]
+__all__ = [
+    "CROWN", "IBP", "SAFER", "Ablation", "AlphaCROWN", "Certificate", "Certifier", "CertifyError", "Enumeration",
+    "RewriteSmoothing", "Semantic", "Synonyms", "Writings", "trace",
+]  # fmt: skip

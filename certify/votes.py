@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from certify.errors import CertifyError
+
+BoundsOf = Literal["top", "both"]
 
 
 def lower_share(count: Tensor, n: int, alpha: float) -> Tensor:
@@ -66,6 +70,28 @@ def check_reach(n: int, alpha: float) -> None:
         raise CertifyError(
             f"expected enough draws to show a majority with confidence {1 - alpha:g}, got {n}; take {least} or more"
         )
+
+
+def shares(counts: Tensor, named: Tensor, n: int, alpha: float, bounds: BoundsOf) -> tuple[Tensor, Tensor]:
+    """A lower bound of the named class's share and an upper one of the largest other's (B,), of counts (B, K).
+
+    "top" bounds the first and leaves the rest to the other; "both" bounds all classes, half of alpha on each side, which is
+    more where the other votes are spread.
+    """
+    own, classes = counts.gather(1, named[:, None])[:, 0], counts.shape[1]
+    if bounds == "top":
+        low = lower_share(own, n, alpha)
+        return low, 1 - low
+    low = lower_share(own, n, alpha / 2)
+    others = counts.scatter(1, named[:, None], 0).amax(1)
+    return low, torch.minimum(1 - low, upper_share(others, n, alpha / 2 / (classes - 1)))
+
+
+def check_bounds(bounds: BoundsOf, n: int, alpha: float) -> None:
+    """Raises: CertifyError for bounds that do not exist, and for an n at which nothing can be shown."""
+    if bounds not in ("top", "both"):
+        raise CertifyError(f'expected bounds "top" or "both", got {bounds!r}')
+    check_reach(n, alpha if bounds == "top" else alpha / 2)
 
 
 def chosen(outputs: Tensor) -> Tensor:
