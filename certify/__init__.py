@@ -8,11 +8,13 @@ from certify.certificate import Certificate, Certifier
 from certify.crown import CROWN, IBP, AlphaCROWN
 from certify.errors import CertifyError
 from certify.graph import trace
+from certify.resolvable import Gain, HeatBlur, Roll
 from certify.rewriting import RewriteSmoothing, Writings
 from certify.semantic import Semantic
 from certify.substitution import SAFER, Enumeration, Synonyms
+from certify.tss import TSS
 
 __all__ = [
-    "CROWN", "IBP", "SAFER", "Ablation", "AlphaCROWN", "Certificate", "Certifier", "CertifyError", "Enumeration",
-    "RewriteSmoothing", "Semantic", "Synonyms", "Writings", "trace",
+    "CROWN", "IBP", "SAFER", "TSS", "Ablation", "AlphaCROWN", "Certificate", "Certifier", "CertifyError", "Enumeration", "Gain",
+    "HeatBlur", "RewriteSmoothing", "Roll", "Semantic", "Synonyms", "Writings", "trace",
 ]  # fmt: skip

@@ -20,10 +20,10 @@ from torch import Tensor, nn
 from adversarial.streams import Streams
 from adversarial.threat import Ball
 from certify.certificate import Certificate
-from certify.checks import check_classes, check_labels
+from certify.checks import check_labels
 from certify.errors import CertifyError
 from certify.graph import check_still
-from certify.votes import BoundsOf, check_bounds, check_sampling, chosen, shares, tally
+from certify.votes import BoundsOf, check_bounds, check_sampling, counted, shares
 
 SLACK = 1e-12  # of a difference of shares, for what floating point rounds
 Encode = Callable[[Tensor, Tensor], Tensor]  # inputs (b, …) and what is kept, like one channel of them -> inputs
@@ -97,9 +97,12 @@ class Ablation:
         check_labels(x, y)
         check_still(model)
         region, streams = self.threat.around(x), Streams(x, self.seed)
-        first = self.counts(model, x, y, streams, self.n0, batch_size)
-        named = first.argmax(1)
-        counts = self.counts(model, x, y, streams, self.n, batch_size)
+
+        def draw(rows: Tensor, draws: int) -> Tensor:
+            return self.drawn(x[rows], streams, rows, draws)
+
+        named = counted(model, y, draw, self.n0, batch_size).argmax(1)
+        counts = counted(model, y, draw, self.n, batch_size)
         low, high = shares(counts, named, self.n, self.alpha, self.bounds)
         places = math.prod(self.positions(x))
         radius = torch.tensor(
@@ -113,21 +116,6 @@ class Ablation:
             prediction, certified, radius, torch.full_like(radius, torch.nan), self.threat, type(self).__name__,
             "probabilistic", 1 - self.alpha,
         )  # fmt: skip
-
-    def counts(self, model: nn.Module, x: Tensor, y: Tensor, streams: Streams, n: int, batch_size: int) -> Tensor:
-        """Votes of each class (B, K) over n draws for each input."""
-        found, rows = [], torch.arange(len(x), device=x.device)
-        for some in rows.split(batch_size):
-            votes, left = 0, n
-            while left:
-                some_draws = min(left, max(1, batch_size // len(some)))
-                seen = self.drawn(x[some], streams, some, some_draws)
-                logits = model(seen)
-                check_classes(y, logits)
-                votes = votes + tally(chosen(logits).view(len(some), some_draws), logits.shape[1])
-                left -= some_draws
-            found.append(votes)
-        return torch.cat(found)
 
     def drawn(self, x: Tensor, streams: Streams, rows: Tensor, draws: int) -> Tensor:
         """So many random ablations of each of these inputs, (b·draws, …)."""

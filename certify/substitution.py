@@ -19,7 +19,7 @@ from certify.certificate import Certificate
 from certify.checks import check_classes, check_labels
 from certify.errors import CertifyError
 from certify.graph import check_still
-from certify.votes import BoundsOf, check_bounds, check_sampling, chosen, shares, tally
+from certify.votes import BoundsOf, check_bounds, check_sampling, counted, shares
 
 
 @dataclass(frozen=True)
@@ -161,9 +161,15 @@ class SAFER:
         check_labels(x, y)
         check_still(model)
         rows, streams = rows_of(x), Streams(x, self.seed)
-        table, sizes = self.table(int(x.max()))
-        named = self.counts(model, x, y, streams, table, sizes, self.n0, batch_size).argmax(1)
-        counts = self.counts(model, x, y, streams, table, sizes, self.n, batch_size)
+        table, sizes = (part.to(x.device) for part in self.table(int(x.max())))
+
+        def draw(some: Tensor, draws: int) -> Tensor:
+            own = x[some].long()[:, None].expand(-1, draws, -1)
+            bits = shifted(streams.bits(some, draws * x.shape[1]), 11).view_as(own)
+            return table[own, bits % sizes[own]].flatten(0, 1).to(x.dtype)
+
+        named = counted(model, y, draw, self.n0, batch_size).argmax(1)
+        counts = counted(model, y, draw, self.n, batch_size)
         low, high = shares(counts, named, self.n, self.alpha, self.bounds)
         reach = torch.tensor([self.threat.changes(row) for row in rows], device=x.device)
         gaps = zip(rows, (low - high).tolist(), strict=True)
@@ -206,21 +212,3 @@ class SAFER:
         return torch.tensor([words + words[:1] * (width - len(words)) for words in near]), torch.tensor(
             [len(words) for words in near]
         )
-
-    def counts(
-        self, model: nn.Module, x: Tensor, y: Tensor, streams: Streams, table: Tensor, sizes: Tensor, n: int, batch_size: int
-    ) -> Tensor:  # fmt: skip
-        """Votes of each class (B, K) over n draws for each text."""
-        table, sizes, found = table.to(x.device), sizes.to(x.device), []
-        for some in torch.arange(len(x), device=x.device).split(batch_size):
-            votes, left, own = 0, n, x[some].long()
-            while left:
-                draws = min(left, max(1, batch_size // len(some)))
-                bits = shifted(streams.bits(some, draws * x.shape[1]).view(len(some), draws, -1), 11)
-                texts = table[own[:, None].expand_as(bits), bits % sizes[own][:, None]].flatten(0, 1)
-                logits = model(texts.to(x.dtype))
-                check_classes(y, logits)
-                votes = votes + tally(chosen(logits).view(len(some), draws), logits.shape[1])
-                left -= draws
-            found.append(votes)
-        return torch.cat(found)

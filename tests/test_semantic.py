@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import colorsys
+import math
 from functools import cache
 
 import pytest
@@ -15,12 +16,15 @@ from adversarial import Spatial, lift
 from adversarial.attacks.gradient import PGD
 from adversarial.attacks.semantic import GridSearch, WorstOf
 from adversarial.sets import Blur, BrightnessContrast, Hue, Lightness, Patch, Saturation
+from adversarial.streams import Streams
 from adversarial.threat import Ball
 from certify import CROWN, IBP, AlphaCROWN, CertifyError
 from certify.enclosures import enclosed
 from certify.graph import trace
 from certify.resampling import places, wave
+from certify.resolvable import Gain, HeatBlur, Roll, rescaled
 from certify.semantic import Enclosed, Semantic, cells
+from certify.tss import TSS
 
 COLOURS = (Hue(), Hue(0.3), Saturation(), Saturation(1.5), Lightness(), Lightness(1.0))
 TONES = (BrightnessContrast(), BrightnessContrast(0.8, 1.5))
@@ -245,3 +249,141 @@ def test_weights_stay_and_bad_input_is_said():
         Semantic(lift(Hue()))(model, x[:0], y[:0])
     with pytest.raises(CertifyError, match="in evaluation mode"):
         Semantic(lift(Hue()))(network().train(), x, y)
+
+
+# ---- smoothing over parameters
+
+
+@pytest.mark.parametrize("set", (HeatBlur(3.0, 2.0), Roll(3, 2), Gain(0.3, 0.5, (0.2, 0.3))), ids=str)
+def test_changes_compose_as_they_say(set):
+    x = torch.rand(5, 3, 6, 7, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    generator = torch.Generator().manual_seed(1)
+    for _ in range(5):
+        a, b = set.low + (set.high - set.low) * torch.rand(2, 5, set.neutral(x).shape[1], generator=generator).double()
+        if isinstance(set, Gain):  # e^k2 (e^k1 (x + b1) + b2) = e^(k1 + k2) (x + b1 + e^-k1 b2)
+            both = a + b * torch.stack([torch.exp(-set.contrast * a[:, 1]), torch.ones(5)], 1)
+        elif isinstance(set, Roll):
+            a = (set.pixels * a).round() / set.pixels  # an attack's own shift is whole
+            both = a + b
+        else:
+            both = a + b
+        assert torch.allclose(set.apply(set.apply(x, a), b), set.apply(x, both), atol=1e-10)
+    assert torch.allclose(set.apply(x, set.neutral(x)), x, atol=1e-10)
+
+
+def test_a_heat_blur_is_a_mean_of_neighbours():
+    x = torch.zeros(1, 1, 41, 41, dtype=torch.float64)
+    x[..., 20, 20] = 1
+    blurred = HeatBlur(4.0).apply(x, torch.ones(1, 1, dtype=torch.float64))[0, 0]
+    place = torch.arange(41) - 20.0
+    assert blurred.min() > -1e-12 and float(blurred.sum()) == pytest.approx(1)
+    assert float((blurred.sum(0) * place.square()).sum()) == pytest.approx(4.0, abs=1e-6)
+    assert torch.allclose(HeatBlur(4.0).apply(torch.ones_like(x), torch.ones(1, 1).double()), torch.ones_like(x))
+
+
+def test_noise_has_its_size():
+    x, rows = torch.rand(2, 1, 4, 4), torch.arange(2)
+    blur = HeatBlur(3.0, 2.0).noise(Streams(x, 0), rows, 20000)[..., 0] * 3.0
+    assert (
+        blur.min() >= 0
+        and blur.mean().item() == pytest.approx(2.0, rel=0.03)
+        and blur.std().item() == pytest.approx(2.0, rel=0.05)
+    )
+    gain = Gain(0.3, 0.5, (0.2, 0.4)).noise(Streams(x, 0), rows, 20000).std((0, 1)) * torch.tensor([0.3, 0.5])
+    assert gain.tolist() == pytest.approx([0.2, 0.4], rel=0.03)
+    assert (Roll(3, 2).noise(Streams(x, 0), rows, 20000) * 3).std().item() == pytest.approx(2.0, rel=0.03)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.floats(-0.8, 0.8), st.floats(-0.5, 0.5), st.integers(0, 10**6))
+def test_no_set_of_gains_loses_more_than_is_said(k, b, seed):
+    """Shares of random half planes, bands and discs under the clean and the attacked noise, by the same 40,000 normals."""
+    set, generator = Gain(1.0, 1.0, (0.3, 0.4)), torch.Generator().manual_seed(seed)
+    z = torch.special.ndtri(
+        (torch.quasirandom.SobolEngine(2, True, seed % 1000).draw(40000).double()).clamp(1e-9, 1 - 1e-9)
+    )
+    clean = z * torch.tensor([0.3, 0.4])
+    moved = torch.stack([b + torch.exp(torch.tensor(-k)) * clean[:, 0], k + clean[:, 1]], 1)
+    side, centre = torch.randn(2, 2, generator=generator, dtype=torch.float64)
+    for f in (
+        lambda v: (v / torch.tensor([0.3, 0.4]) * side).sum(1) < centre[0] + 1,
+        lambda v: v[:, 0].abs() < 0.5, lambda v: v[:, 0].abs() > 0.05, lambda v: (v - 0.2 * centre).square().sum(1) < 0.5,
+        lambda v: v[:, 0] * (-1.0 if b > 0 else 1.0) > -0.3,
+    ):  # fmt: skip
+        p, after = f(clean).double().mean(), f(moved).double().mean()
+        left = rescaled(p, torch.tensor(k, dtype=torch.float64))
+        size = torch.hypot(torch.tensor(k / 0.4), torch.tensor(b) * torch.tensor(k).exp() / 0.3)
+        assert after >= torch.special.ndtr(torch.special.ndtri(left) - size) - 0.01
+        box = torch.tensor([[b, k]]).double()
+        if after < 0.49:
+            low, high = box.clamp(max=0), box.clamp(min=0)
+            assert not set.covered(low, high, p[None] - 0.005, 1 - p[None] + 0.005).item()
+
+
+class Centre(nn.Module):
+    """Class 0 while the middle pixel is above a threshold."""
+
+    def __init__(self, threshold):
+        super().__init__()
+        self.threshold = threshold
+
+    def forward(self, x):
+        gap = x[:, 0, 3, 3] - self.threshold
+        return torch.stack([gap, -gap], 1)
+
+
+def test_blur_reaches_the_exact_radius():
+    """Blurring a spike lowers it, so class 0 is a set of small variances: the worst case of the bound itself."""
+    set, x = HeatBlur(4.0, 1.0), torch.zeros(1, 1, 7, 7)
+    x[..., 3, 3] = 1
+    far = torch.tensor([[3.0 / 4.0]])  # class 0 up to a variance of 3
+    model, y = Centre(float(set.apply(x, far)[0, 0, 3, 3])).eval(), torch.tensor([0])
+    p = 1 - math.exp(-3.0)
+    exact = -math.log(2 * (1 - p)) / 4.0
+    found = TSS(lift(set), n=20000)(model, x, y, batch_size=5000)
+    assert exact - 0.03 < found.radius.item() <= exact + 1e-6 and not found.certified.item()
+    assert found.guarantee == "probabilistic" and found.confidence == 0.999
+    ball = Ball("linf", 0.4, 0.0, 1.0)
+    found = TSS(lift(set, ball), n=20000, bounds="both")(model, x, y, batch_size=5000)
+    assert found.certified.item() and found.radius.item() == pytest.approx(0.4)
+    wrong = TSS(lift(set, ball), n=1000)(model, x, 1 - y, batch_size=5000)
+    assert not wrong.certified.item() and wrong.prediction.item() == 0
+
+
+def test_brightness_and_shifts_reach_their_exact_radii():
+    x, y = torch.zeros(1, 1, 7, 7), torch.tensor([0])
+    set = Gain(1.0, 1e-6, (0.5, 1e-6))
+    found = TSS(lift(set, Ball("linf", torch.tensor([[1.0, 0.0]]), -1, 1)), n=20000)(
+        Centre(-0.6).eval(), x, y, batch_size=5000
+    )
+    assert 0.57 < found.radius.item() <= 0.6  # class 0 while the shift is above -0.6
+    assert TSS(lift(set), n=200)(Centre(0.0).eval(), x, y).prediction.item() == -1  # an even vote
+    image = torch.zeros(1, 1, 41, 41)
+    image[..., 20] = torch.linspace(1, 0, 41)
+    shifts = TSS(lift(Roll(8.0, 2.0)), n=20000)(Row().eval(), image, y, batch_size=1000)
+    # class 0 while the image moves right by less than 6: two axes, so 6 / sqrt(2) pixels each, that is 4
+    assert shifts.radius.item() * 8 == pytest.approx(3.5, abs=1.01)
+
+
+class Row(nn.Module):
+    """Class 0 while the brightest column is left of place 26."""
+
+    def forward(self, x):
+        place = x[:, 0].amax(1).argmax(1).float() - 20
+        place = torch.where(x[:, 0].amax((1, 2)) > 0, place, 0)
+        gap = 6 - 0.5 - place
+        return torch.stack([gap, -gap], 1)
+
+
+def test_bad_input_of_smoothing_over_parameters():
+    model, x, y = Centre(0.5).eval(), torch.rand(2, 1, 7, 7), torch.tensor([0, 1])
+    for make, says in (
+        (lambda: TSS(lift(Hue())), "changes compose"),
+        (lambda: TSS(Ball("linf", 0.1)), "changes compose"),
+        (lambda: TSS(lift(Roll(), Ball("l0", 1, -1, 1))), "linf, l2 or l1"),
+        (lambda: TSS(lift(Roll()), n=5), "show a majority"),
+        (lambda: TSS(lift(Roll()), n=50)(Centre(0.5).train(), x, y), "evaluation mode"),
+        (lambda: TSS(lift(Roll()), n=50)(model, x, y + 3), "labels from 0 to 1"),
+    ):
+        with pytest.raises(CertifyError, match=says):
+            make()
