@@ -233,20 +233,20 @@ def test_a_union_is_the_worst_of_its_pieces():
 
 
 def test_weights_stay_and_bad_input_is_said():
-    model, _, x, y = problem(2)
+    model, graph, x, y = problem(2)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     Semantic(lift(Hue(0.1)), CROWN, 2, 2)(model, x, y)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items()) and not model.training
     with pytest.raises(CertifyError, match="a lifted set"):
-        Semantic(Ball("linf", 0.1))(model, x, y)
+        Semantic(Ball("linf", 0.1))(graph, x, y)
     with pytest.raises(CertifyError, match="a set with an enclosure"):
-        Semantic(lift(Blur()))(model, x, y)
+        Semantic(lift(Blur()))(graph, x, y)
     with pytest.raises(CertifyError, match="linf, l2 or l1"):
-        Semantic(lift(Spatial(), Ball("l0", 1, -1, 1)))(model, x, y)
+        Semantic(lift(Spatial(), Ball("l0", 1, -1, 1)))(graph, x, y)
     with pytest.raises(CertifyError, match="parts for 3 parameters"):
-        Semantic(lift(Spatial()), CROWN, (2, 2))(model, x, y)
+        Semantic(lift(Spatial()), CROWN, (2, 2))(graph, x, y)
     with pytest.raises(CertifyError, match="at least one input"):
-        Semantic(lift(Hue()))(model, x[:0], y[:0])
+        Semantic(lift(Hue()))(graph, x[:0], y[:0])
     with pytest.raises(CertifyError, match="in evaluation mode"):
         Semantic(lift(Hue()))(network().train(), x, y)
 
