@@ -62,8 +62,9 @@ def test_no_result_leaves_its_enclosure(set, share):
     for place in [*ends, *torch.rand(150, len(x), k, generator=generator)]:
         z = torch.minimum(torch.maximum((low + (high - low) * place).float().double(), low), high)
         values = set.apply(x, z.float()).flatten(1).double()
-        line = found.centre + (found.slopes * (z - (low + high) / 2)[..., None]).sum(1)
-        assert ((values - line).abs() <= found.radius + 1e-6).all()
+        steps = (z - (low + high) / 2)[..., None]
+        lines = [line.offset + (line.slopes * steps).sum(1) for line in (found.below, found.above)]
+        assert (lines[0] <= values + 1e-6).all() and (lines[1] >= values - 1e-6).all()
         assert (values >= found.low - 1e-6).all() and (values <= found.high + 1e-6).all()
 
 
@@ -122,7 +123,7 @@ def test_colours_agree_with_the_standard_library():
                 hls = list(colorsys.rgb_to_hls(*pixel))
                 hls[axis] = hls[axis] + amount * z if axis == 0 else min(max(hls[axis] + amount * z, 0), 1)
                 expected = torch.tensor(colorsys.hls_to_rgb(*hls), dtype=torch.float64)
-                assert torch.allclose(found.centre.view(3, -1)[:, place], expected, atol=1e-4)
+                assert torch.allclose(found.low.view(3, -1)[:, place], expected, atol=1e-4)
 
 
 # ---- certificates
