@@ -176,6 +176,30 @@ def test_nothing_certified_is_broken(set, splits, inside):
     assert found.certified.any()
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(4))
+def test_no_random_network_is_broken_where_certified(seed):
+    """Random networks, sets, cells and images against the worst of a fine grid."""
+    torch.manual_seed(seed)
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.AvgPool2d(2), nn.Flatten(), nn.Linear(36, 8), nn.Tanh(), nn.Linear(8, 3)
+    ).eval()  # fmt: skip
+    x = torch.rand(10, 3, 6, 6)
+    graph, y = trace(model, x), model(x).argmax(1)
+    size = 0.05 + 0.5 * torch.rand(1).item()
+    for set in (
+        Hue(size),
+        Saturation(size),
+        Lightness(size),
+        BrightnessContrast(size / 2, size),
+        Spatial(40 * size, 0.1 * size),
+    ):
+        k = set.neutral(x).shape[1]
+        found = Semantic(lift(set), CROWN, 2, 3 if k < 3 else 2)(graph, x, y)
+        success = GridSearch(lift(set), 301 if k == 1 else 17 if k == 2 else 9).run(model, x, y).success
+        assert not (success & found.certified).any()
+
+
 def test_finer_parts_certify_more_and_samples_do_not_meet():
     _, graph, x, y = problem()
     threat = lift(Spatial(15, 0))
