@@ -142,11 +142,14 @@ class Semantic:
                 rows = certified.nonzero()[:, 0]
                 which = order[rows, turn : turn + max(1, batch_size // len(rows))]
                 found = self.certificate(graph, x, y, rows, low, high, which, batch_size)
-                proved = found.certified.view_as(which) | (away[rows[:, None], which] > region.eps[rows, None])
-                first = torch.where(proved, torch.inf, away[rows[:, None], which]).amin(1)
+                distance = away[rows[:, None], which]
+                outside = distance > region.eps[rows, None]  # cells in the corners of a round ball
+                proved = found.certified.view_as(which) | outside
+                first = torch.where(proved, torch.inf, distance).amin(1)
+                least = torch.where(outside, torch.inf, found.margin.view_as(which)).amin(1)
                 radius[rows] = torch.minimum(radius[rows], first.to(radius.dtype))
                 certified[rows] = proved.all(1)
-                margin[rows] = torch.minimum(margin[rows], found.margin.view_as(which).amin(1))
+                margin[rows] = torch.minimum(margin[rows], least.to(margin.dtype))
                 bar.update(which.shape[1])
                 turn += which.shape[1]
         return Certificate(
