@@ -7,5 +7,7 @@ from certify.certificate import Certificate, Certifier
 from certify.crown import CROWN, IBP, AlphaCROWN
 from certify.errors import CertifyError
 from certify.graph import trace
+from certify.polytope import WongKolter
+from certify.radius import radius_of
 
-__all__ = ["CROWN", "IBP", "AlphaCROWN", "Certificate", "Certifier", "CertifyError", "trace"]
+__all__ = ["CROWN", "IBP", "AlphaCROWN", "Certificate", "Certifier", "CertifyError", "WongKolter", "radius_of", "trace"]
