@@ -4,10 +4,26 @@ Nothing here knows of reprogramming or of molecules.
 """
 
 from certify.certificate import Certificate, Certifier
+from certify.cnncert import CNNCert
 from certify.crown import CROWN, IBP, AlphaCROWN
 from certify.errors import CertifyError
 from certify.graph import trace
+from certify.implicit import NEMON, ImplicitLipschitz, MixedMonotone
 from certify.polytope import WongKolter
 from certify.radius import radius_of
 
-__all__ = ["CROWN", "IBP", "AlphaCROWN", "Certificate", "Certifier", "CertifyError", "WongKolter", "radius_of", "trace"]
+__all__ = [
+    "CROWN",
+    "IBP",
+    "NEMON",
+    "AlphaCROWN",
+    "CNNCert",
+    "Certificate",
+    "Certifier",
+    "CertifyError",
+    "ImplicitLipschitz",
+    "MixedMonotone",
+    "WongKolter",
+    "radius_of",
+    "trace",
+]

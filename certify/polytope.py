@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from adversarial.threat import Region, Threat
 from certify.bounds import NUMBERS
-from certify.certificate import Certificate
+from certify.certificate import Certificate, proof
 from certify.checks import check_classes, check_labels
 from certify.crown import bounded, plain
 from certify.errors import CertifyError
@@ -131,20 +131,6 @@ def live(argument: Any, parameters: dict[int, nn.Parameter]) -> Any:
     return own if own is not None and own.shape == argument.shape else argument
 
 
-def certificate(
-    certifier: Any, margins: Tensor, logits: Tensor, y: Tensor, radius: Tensor, full: Tensor
-) -> Certificate:
-    """A proof: certified where the prediction is right and the radius (B,) reaches the threat's size `full` (B,)."""
-    prediction = logits.argmax(1)
-    least = margins.scatter(1, y[:, None], torch.inf).amin(1)
-    right = (prediction == y) & margins.isfinite().all(1) & radius.isfinite()
-    radius = torch.where(right, radius, 0).clamp(min=0)
-    certified = right & (radius >= full)
-    return Certificate(
-        prediction, certified, radius, least, certifier.threat, type(certifier).__name__, "deterministic"
-    )
-
-
 @dataclass(frozen=True)
 class WongKolter:
     """Margins bounded by the dual network of the convex outer adversarial polytope.
@@ -167,7 +153,7 @@ class WongKolter:
         for region, logits, labels, dual in batches(self.threat, model, x, y, batch_size):
             margins = dual.margins(region, labels)
             safe = margins.scatter(1, labels[:, None], torch.inf).amin(1) > 0
-            parts.append(certificate(self, margins, logits, labels, torch.where(safe, region.eps, 0), region.eps))
+            parts.append(proof(self, logits, labels, margins, torch.where(safe, region.eps, 0), region.eps))
         return Certificate.joined(parts)
 
 
