@@ -6,6 +6,7 @@ Nothing here knows of reprogramming or of molecules.
 from certify.certificate import Certificate, Certifier
 from certify.cnncert import CNNCert
 from certify.crown import CROWN, IBP, AlphaCROWN
+from certify.envelope import NonUniformBox, PolyhedralEnvelope
 from certify.errors import CertifyError
 from certify.graph import trace
 from certify.implicit import NEMON, ImplicitLipschitz, MixedMonotone
@@ -23,6 +24,8 @@ __all__ = [
     "CertifyError",
     "ImplicitLipschitz",
     "MixedMonotone",
+    "NonUniformBox",
+    "PolyhedralEnvelope",
     "WongKolter",
     "radius_of",
     "trace",

@@ -10,27 +10,41 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from adversarial.attacks.gradient import PGD
 from adversarial.threat import Ball
-from certify import CROWN, CertifyError, WongKolter, radius_of, trace
+from certify import CROWN, CertifyError, NonUniformBox, PolyhedralEnvelope, WongKolter, radius_of, trace
+from certify.envelope import distance
 from certify.polytope import DualNetwork
 
 NORMS = {"linf": (0.05, 1.0), "l2": (0.15, 2.0), "l1": (0.4, math.inf)}  # a size, and the dual norm
 
 
 def mlp(*sizes, seed=0):
+    """A network that predicts more than one class in the unit box."""
     torch.manual_seed(seed)
     layers = [part for a, b in pairwise(sizes) for part in (nn.Linear(a, b), nn.ReLU())]
-    return nn.Sequential(*layers[:-1]).double().eval().requires_grad_(False)
+    model = nn.Sequential(*layers[:-1]).double().eval().requires_grad_(False)
+    model[0].weight *= 3
+    model[0].bias -= model[0].weight.sum(1) / 2
+    model[-1].bias -= model(torch.full((1, sizes[0]), 0.5, dtype=torch.float64))[0]
+    return model
 
 
-def convolutional(seed=0):
+def convolutional(seed=0, shape=(2, 7, 8)):
     torch.manual_seed(seed)
     layers = [nn.Conv2d(2, 3, 3, 2, 1), nn.ReLU(), nn.Conv2d(3, 6, 3, 1, 1, groups=3), nn.BatchNorm2d(6), nn.ReLU()]
     layers += [nn.Conv2d(6, 4, (3, 2), (1, 2), (1, 0), dilation=(2, 1)), nn.ReLU(), nn.AvgPool2d(2), nn.Flatten()]
     model = nn.Sequential(*layers, nn.Linear(4, 7), nn.ReLU(), nn.Linear(7, 3)).double()
     model[3].running_mean.uniform_(-0.2, 0.2)
     model[3].running_var.uniform_(0.5, 1.5)
-    return model.eval().requires_grad_(False)
+    model = model.eval().requires_grad_(False)
+    x = torch.full((1, *shape), 0.5, dtype=torch.float64)
+    for layer in model:  # every ReLU is about as often on as off
+        if isinstance(layer, (nn.Conv2d, nn.Linear)):
+            layer.weight *= 3
+            layer.bias -= layer(x).transpose(0, 1).flatten(1).mean(1)
+        x = layer(x)
+    return model
 
 
 def steps_of(model, shape):
@@ -82,6 +96,7 @@ def test_the_dual_equals_explicit_matrices(kind, norm):
     ball = Ball(norm, eps, None, None)
     network = DualNetwork.of(model, x)
     found, boxes = network.margins(ball.around(x), y), network.boxes(ball.around(x))
+    assert all(bool(((low < 0) & (high > 0)).any()) for low, high in boxes.values())
     for row in range(len(x)):
         *inner, (low, _) = fast_lin(steps_of(model, shape), x[row].flatten(), eps, dual, y[row])
         assert torch.allclose(found[row], low, atol=1e-9)
@@ -266,6 +281,91 @@ def test_a_radius_is_certified_itself():
     assert again.certified[found > 0].all()
 
 
+@pytest.mark.parametrize("norm", NORMS)
+def test_distances_to_planes_are_exact_inside_a_box(norm):
+    from scipy.optimize import brentq
+
+    generator = torch.Generator().manual_seed(0)
+    a = torch.randn(60, 6, generator=generator, dtype=torch.float64)
+    a[:5, 2:] = 0
+    x = torch.rand(60, 6, generator=generator, dtype=torch.float64)
+    x[5:10, :3] = 1.0  # no room upwards
+    height = torch.rand(60, generator=generator, dtype=torch.float64) * 2 - 0.2
+    found = distance(a, height, Ball(norm, 100.0).around(x), iterations=40)
+
+    def left(row, r):
+        return float(height[row] - Ball(norm, r).around(x[row : row + 1]).support(-a[row : row + 1]))
+
+    for row in range(60):
+        if height[row] <= 0:
+            assert found[row] == 0
+        elif left(row, 50.0) > 1e-9:
+            assert found[row] == math.inf
+        else:
+            assert float(found[row]) == pytest.approx(brentq(lambda r, row=row: left(row, r), 1e-9, 50.0), rel=1e-4)
+    early = distance(a, height, Ball(norm, 100.0).around(x), iterations=1)
+    assert (early <= found + 1e-9).all() and (found.isinf().any() and found.isfinite().any())
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_an_envelope_shows_part_of_a_threat(norm):
+    model = mlp(6, 20, 15, 4)
+    x = torch.rand(30, 6, dtype=torch.float64)
+    y = model(x).argmax(1)
+    traced = trace(model, x)
+    exact = radius_of(WongKolter(Ball(norm, 1.0)), traced, x, y, steps=20)
+    size = float(exact.median()) * 1.1
+    ball = Ball(norm, size)
+    found, whole = PolyhedralEnvelope(ball)(traced, x, y), WongKolter(ball)(traced, x, y)
+    assert torch.allclose(found.margin, whole.margin) and torch.equal(found.certified, whole.certified)
+    assert (found.radius >= whole.radius).all() and (found.radius <= exact.clamp(max=size) * 1.001 + 1e-9).all()
+    assert ((found.radius > 0) & ~whole.certified).sum() > 5
+    some = (found.radius > 0).nonzero()[:, 0]
+    worst = PGD(Ball(norm, found.radius[some]), loss="margin", steps=20)(model, x[some], y[some])
+    assert (model(worst).argmax(1) == y[some]).all()
+    few = {kind: radius_of(kind(ball), traced, x, y, start=size, steps=3) for kind in (WongKolter, PolyhedralEnvelope)}
+    assert few[PolyhedralEnvelope].mean() > few[WongKolter].mean()
+    assert (few[PolyhedralEnvelope] <= exact * 1.001 + 1e-9).all()
+
+
+def test_a_box_is_larger_than_the_cube_and_holds():
+    model = mlp(5, 16, 12, 3)
+    with torch.no_grad():
+        model[0].weight[:, 0] *= 0.05  # a feature that matters little
+    x = torch.rand(6, 5, dtype=torch.float64)
+    y = model(x).argmax(1)
+    y[0] = (y[0] + 1) % 3
+    traced = trace(model, x)
+    certifier = NonUniformBox(Ball("linf", 0.01), iterations=120)
+    found = certifier.widths(traced, x, y)
+    cube = radius_of(WongKolter(Ball("linf", 1.0, None, None)), traced, x, y)
+    assert (found[0] == 0).all() and (found[1:] > 0).all()
+    gain = found[1:].log().mean(1) - cube[1:].log()
+    assert (gain > 0).all() and gain.mean() > 0.15
+    assert (found[1:, 0] > 2 * found[1:, 1:].mean(1)).all()
+    own = Ball("linf", found.clamp_min(1e-12), None, None)
+    assert CROWN(own)(traced, x, y).certified[1:].all()  # another sound bound
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(50):
+        assert (model(own.sample(x, generator)).argmax(1) == y)[1:].all()
+    given = certifier(traced, x, y)
+    assert torch.equal(given.radius, found.amin(1)) and torch.equal(given.certified, (found >= 0.01).all(1))
+
+
+def test_the_box_of_a_linear_model_is_known():
+    # the largest box under one plane gives every feature the same share of the margin: ε_i = height / (D |a_i|)
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 2)).double().eval().requires_grad_(False)
+    x = torch.rand(3, 4, dtype=torch.float64)
+    logits = model(x)
+    y = logits.argmax(1)
+    a = (model[0].weight[0] - model[0].weight[1]).abs()
+    exact = (logits[:, 0] - logits[:, 1]).abs()[:, None] / (4 * a)
+    found = NonUniformBox(Ball("linf", 0.1)).widths(model, x, y)
+    assert ((found * a).sum(1) <= (logits[:, 0] - logits[:, 1]).abs() + 1e-9).all()
+    assert torch.allclose(found, exact, rtol=0.05)
+
+
 def test_what_is_no_chain_is_said_in_one_sentence():
     x, y = torch.rand(2, 5), torch.tensor([0, 1])
     ball = Ball("linf", 0.1)
@@ -286,5 +386,9 @@ def test_what_is_no_chain_is_said_in_one_sentence():
         WongKolter(ball)(nn.Linear(5, 3).eval(), x, torch.tensor([3, 0]))
     with pytest.raises(CertifyError, match="a Ball in linf, l2 or l1"):
         radius_of(WongKolter(Ball("l0", 2)), nn.Linear(5, 3).eval(), x, y)
+    with pytest.raises(CertifyError, match="for an envelope"):
+        PolyhedralEnvelope(Ball("l0", 2))(nn.Linear(5, 3).eval(), x, y)
+    with pytest.raises(CertifyError, match="linf without a mask for a box"):
+        NonUniformBox(Ball("l2", 0.1))(nn.Linear(5, 3).eval(), x, y)
     with pytest.raises(CertifyError, match="steps above 0"):
         radius_of(WongKolter(ball), nn.Linear(5, 3).eval(), x, y, steps=0)
