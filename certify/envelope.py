@@ -113,7 +113,7 @@ class NonUniformBox:
 
     Args:
         threat: a ball of linf; its eps is what a `Certificate` asks of every side, its bounds play no part.
-        iterations: of Adam on log ε, with `rate`.
+        iterations: of Adam on log ε, with `rate`, which falls to a hundredth.
         penalty, growth, every: weight of the constraint's square, and its factor after so many iterations.
         update: iterations between those of the multipliers.
         delta: what margins keep, as a share of the clean one.
@@ -125,7 +125,7 @@ class NonUniformBox:
 
     threat: Ball
     iterations: int = 400
-    rate: float = 0.02
+    rate: float = 0.05
     penalty: float = 1.0
     growth: float = 5.0
     every: int = 80
@@ -176,11 +176,13 @@ class NonUniformBox:
             clean = slack(start - 30).where(~own, torch.inf).amin(1, keepdim=True).clamp_min(torch.finfo(x.dtype).tiny)
         sides, weight = start.clone().requires_grad_(), self.penalty
         optimizer, multipliers = torch.optim.Adam([sides], self.rate), torch.zeros_like(own, dtype=x.dtype)
+        schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.01, self.iterations)
         for step in range(1, self.iterations + 1):
             push = (multipliers - weight * slack(sides)).clamp(min=0) * ~own
             optimizer.zero_grad()
             (push.square().sum(1) / (2 * weight) - sides.flatten(1).mean(1)).sum().backward()
             optimizer.step()
+            schedule.step()
             multipliers = push.detach() if step % self.update == 0 else multipliers
             weight *= self.growth if step % self.every == 0 else 1
         with torch.no_grad():
