@@ -119,8 +119,8 @@ class NonUniformBox:
         delta: what margins keep, as a share of the clean one.
 
     Reference: Liu et al., "On certifying non-uniform bounds against adversarial attacks", ICML 2019, arXiv:1903.06603.
-    Differs from the paper: margins are bounded together with the last layer; in units of the
-    clean one; log ε instead of √ε, Adam instead of gradient descent; it begins at the certified cube.
+    Differs from the paper: margins are bounded together with the last layer, in units of the clean one; log ε instead of
+    √ε, Adam instead of gradient descent; it begins at the certified cube.
     """
 
     threat: Ball
@@ -139,7 +139,7 @@ class NonUniformBox:
         """
         widths = self.widths(model, x, y, batch_size=batch_size).flatten(1)
         with torch.no_grad():
-            prediction = model(x).argmax(1)
+            prediction = torch.cat([model(rows).argmax(1) for rows in x.split(batch_size)])
         radius, (low, high) = widths.amin(1), self.threat.around(x).box()
         inside = (torch.maximum(high - x, x - low).flatten(1) <= widths).all(1) & (radius > 0)
         none = torch.full_like(radius, torch.nan)

@@ -233,6 +233,22 @@ def test_the_dual_follows_the_weights_and_has_their_gradient():
     assert all(torch.equal(p, q) for p, q in zip(model.parameters(), before, strict=True))
 
 
+def test_a_transposed_weight_is_not_the_weight():
+    class Transposed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(4, 4))
+
+        def forward(self, x):
+            return (x @ self.weight.t()).relu() @ self.weight
+
+    model, x = Transposed().eval(), torch.rand(2, 4)
+    y = model(x).argmax(1)
+    logits = model(x)
+    clean = logits.gather(1, y[:, None])[:, 0] - logits.scatter(1, y[:, None], -math.inf).amax(1)
+    assert torch.allclose(WongKolter(Ball("linf", 1e-6))(model, x, y).margin, clean, atol=1e-4)
+
+
 def test_training_with_the_dual_raises_what_is_certified():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(2, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 2)).eval()
