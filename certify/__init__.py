@@ -7,9 +7,14 @@ from certify.ablation import Ablation
 from certify.branch import BetaCROWN
 from certify.cascade import Cascade
 from certify.certificate import Certificate, Certifier
+from certify.cnncert import CNNCert
 from certify.crown import CROWN, IBP, SDPCROWN, AlphaCROWN
+from certify.envelope import NonUniformBox, PolyhedralEnvelope
 from certify.errors import CertifyError
 from certify.graph import trace
+from certify.implicit import NEMON, ImplicitLipschitz, MixedMonotone
+from certify.polytope import WongKolter
+from certify.radius import radius_of
 from certify.resolvable import Gain, HeatBlur, Roll
 from certify.rewriting import RewriteSmoothing, Writings
 from certify.semantic import Semantic
@@ -20,12 +25,14 @@ from certify.tss import TSS
 __all__ = [
     "CROWN",
     "IBP",
+    "NEMON",
     "SAFER",
     "SDPCROWN",
     "TSS",
     "Ablation",
     "AlphaCROWN",
     "BetaCROWN",
+    "CNNCert",
     "Cascade",
     "Certificate",
     "Certifier",
@@ -33,11 +40,17 @@ __all__ = [
     "Enumeration",
     "Gain",
     "HeatBlur",
+    "ImplicitLipschitz",
     "InputSplit",
+    "MixedMonotone",
+    "NonUniformBox",
+    "PolyhedralEnvelope",
     "RewriteSmoothing",
     "Roll",
     "Semantic",
     "Synonyms",
+    "WongKolter",
     "Writings",
+    "radius_of",
     "trace",
 ]
