@@ -90,7 +90,8 @@ class Bounds:
     def wanted(self) -> list[str]:
         """Nodes, other than the input, whose boxes nonlinear rules lean on and intervals do not already have exactly."""
         names = {other for name in self.curved for other in self.graph.nodes[name].inputs}
-        exact = self.exact() if self.region.norm == "linf" else set()
+        plain = self.region.norm == "linf" and type(self.region) is Region
+        exact = self.exact() if plain else set()
         return [name for name in self.graph.nodes if name in names and name not in exact]
 
     def exact(self) -> set[str]:
@@ -220,19 +221,19 @@ class Bounds:
     def least(self, front: Front) -> Tensor:
         """The least (G, R) that A·x can be in the region."""
         region = self.region
+        if type(region) is not Region:  # one that knows more than its box
+            front = front.dense()
+            rows = front.of(torch.arange(len(region), device=front.a.device)).repeat_interleave(front.a.shape[1])
+            fall = region[rows].support(-front.rows)
+            return front.total(front.pick(region.anchor)) - fall.view(front.a.shape[:2])
         if region.norm == "linf":
             middle, radius = (region.floor + region.ceiling) / 2, (region.ceiling - region.floor) / 2
             return front.total(front.pick(middle)) - front.total(front.pick(radius), front.a.abs())
         wide = front.a.shape
         low, high = (
-            front.pick(each.view_as(region.anchor)).expand(wide).flatten(2) for each in (region.low, region.high)
+            front.pick(each.view_as(region.anchor)).expand(wide).flatten(0, 1).flatten(1)
+            for each in (region.low, region.high)
         )
-        eps = front.of(region.eps)[:, None].expand(wide[:2])
-        fall = replace(
-            region,
-            anchor=front.rows.flatten(1),
-            low=low.flatten(0, 1),
-            high=high.flatten(0, 1),
-            eps=eps.flatten(),
-        ).support(-front.rows)
+        eps = front.of(region.eps)[:, None].expand(wide[:2]).flatten()
+        fall = replace(region, anchor=front.rows.flatten(1), low=low, high=high, eps=eps).support(-front.rows)
         return front.total(front.pick(region.anchor)) - fall.view(wide[:2])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal
 
 import torch
@@ -13,9 +14,10 @@ from certify.bounds import Bounds
 from certify.certificate import Certificate
 from certify.crown import Linear
 from certify.curves import Curve
+from certify.front import Front
 from certify.graph import trace
+from certify.nonlinear import OneNumber
 from certify.radius import radius_of
-from certify.rules import OneNumber, Slopes
 
 HALVINGS = 20
 Relu = Literal["adaptive", "same"]
@@ -29,35 +31,14 @@ class Lines(Linear):
     relu: Relu = "adaptive"
 
     @torch.no_grad()
-    def margins(self, bounds: Bounds, a: Tensor, owner: Tensor) -> Tensor:
-        lined = Lined(bounds, self.relu).tighten()
-        return lined.lower(lined.graph.output, a, owner)
+    def margins(self, bounds: Bounds, front: Front) -> Tensor:
+        lined = OneNumber(partial(slopes_of, relu=self.relu))
+        bounds.rules |= {name: lined for name, rule in bounds.rules.items() if isinstance(rule, OneNumber)}
+        bounds.relaxed.clear()
+        return bounds.tighten().lower(bounds.graph.output, front)
 
 
-class Lined(Bounds):
-    """Bounds whose lines are those of CNN-Cert, inside and at the end."""
-
-    def __init__(self, bounds: Bounds, relu: Relu):
-        super().__init__(bounds.graph, bounds.region)
-        self.boxes, self.relu = dict(bounds.boxes), relu
-
-    def lower(self, name: str, a: Tensor, owner: Tensor, slopes: dict[str, Slopes] | None = None) -> Tensor:
-        return super().lower(name, a, owner, self.lines(name, owner) if slopes is None else slopes)
-
-    def lines(self, name: str, owner: Tensor) -> dict[str, Slopes]:
-        """Slopes at the nonlinear nodes in front of this one, for each row."""
-        found: dict[str, Slopes] = {}
-        for other, rule in self.rules.items():
-            if other == name:
-                break
-            if isinstance(rule, OneNumber):
-                node = self.graph.nodes[other]
-                below, above = slopes_of(*rule.checked(node, self.boxes[node.inputs[0]]), self.relu)
-                found[other] = below[owner], above[owner]
-        return found
-
-
-def slopes_of(curve: Curve, low: Tensor, high: Tensor, relu: Relu = "adaptive") -> Slopes:
+def slopes_of(curve: Curve, low: Tensor, high: Tensor, relu: Relu = "adaptive") -> tuple[Tensor, Tensor]:
     """The slopes below and above a curve on [low, high] that CNN-Cert takes."""
     named = curve.knots == (0.0,) and (curve.bends == "+-" or (curve.straight and relu == "same"))
     if not named:  # of least area, which is the adaptive choice for ReLU

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -27,11 +28,17 @@ class Slopes(Protocol):
         ...
 
 
+def least_area(curve: Curve, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+    """Slopes of the lines below and above a curve on [low, high] that leave the least area."""
+    return curve.slope(low, high, lower=True), curve.slope(low, high, lower=False)
+
+
 @dataclass(frozen=True)
 class OneNumber:
-    """A function of each number by itself."""
+    """A function of each number by itself, between lines of chosen slopes."""
 
-    nonlinear = True
+    choose: Callable[[Curve, Tensor, Tensor], tuple[Tensor, Tensor]] = least_area
+    nonlinear: ClassVar[bool] = True
 
     def local(self, node: Node, shapes: list[torch.Size]) -> bool:
         return True
@@ -62,11 +69,9 @@ class OneNumber:
     def relax(self, node: Node, boxes: list[Box]) -> tuple[Tensor, ...]:
         """Slope and intercept of the line below, then of the one above; then the box."""
         curve, low, high = self.checked(node, boxes[0])
-        found = []
-        for lower in (True, False):
-            slope = curve.slope(low, high, lower=lower)
-            found += [slope, curve.intercept(low, high, slope, lower=lower)]
-        return *found, low, high
+        below, above = self.choose(curve, low, high)
+        b, c = curve.intercept(low, high, below, lower=True), curve.intercept(low, high, above, lower=False)
+        return below, b, above, c, low, high
 
     def back(
         self, node: Node, front: Front, relaxed: tuple[Tensor, ...], slopes: Slopes | None = None
