@@ -4,8 +4,26 @@ Nothing here knows of reprogramming or of molecules.
 """
 
 from certify.certificate import Certificate, Certifier
+from certify.clever import CLEVER
 from certify.crown import CROWN, IBP, AlphaCROWN
 from certify.errors import CertifyError
 from certify.graph import trace
+from certify.lipschitz import Lipschitz
+from certify.operator_norm import conv_norm, operator_norm
+from certify.path_norm import path_norm, path_norm_prox
 
-__all__ = ["CROWN", "IBP", "AlphaCROWN", "Certificate", "Certifier", "CertifyError", "trace"]
+__all__ = [
+    "CLEVER",
+    "CROWN",
+    "IBP",
+    "AlphaCROWN",
+    "Certificate",
+    "Certifier",
+    "CertifyError",
+    "Lipschitz",
+    "conv_norm",
+    "operator_norm",
+    "path_norm",
+    "path_norm_prox",
+    "trace",
+]
