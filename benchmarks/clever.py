@@ -14,6 +14,8 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
 from itertools import product
 from typing import Any
 
@@ -99,10 +101,10 @@ class Program:
             self.integer[a], self.bounds[a] = 1, [0, 1]
             middle, radius = weight @ ((low + high) / 2) + bias, np.abs(weight) @ ((high - low) / 2) + 1e-9
             shift = bias + (weight @ at if before[0] == 0 else 0)
-            for i, (l, u) in enumerate(zip(middle - radius, middle + radius, strict=True)):
+            for i, (least, most) in enumerate(zip(middle - radius, middle + radius, strict=True)):
                 self.above({h[i]: 1, **dict(zip(before, -weight[i], strict=True))}, shift[i])
-                self.above({h[i]: -1, a[i]: l, **dict(zip(before, weight[i], strict=True))}, l - shift[i])
-                self.above({h[i]: -1, a[i]: max(u, 0)}, 0)
+                self.above({h[i]: -1, a[i]: least, **dict(zip(before, weight[i], strict=True))}, least - shift[i])
+                self.above({h[i]: -1, a[i]: max(most, 0)}, 0)
             low, high, before = np.maximum(middle - radius, 0), np.maximum(middle + radius, 0), h
         weight, bias = layers[-1]
         self.above(dict(zip(before, weight[other] - weight[y], strict=True)), bias[y] - bias[other])
@@ -185,18 +187,11 @@ def of_art(
     return score
 
 
-def timed(call: Callable[[], float]) -> tuple[float, float]:
-    started = time.process_time()
-    found = call()
-    return found, time.process_time() - started
-
-
-def of_us(model: nn.Module, x: Tensor, y: Tensor, threat: Ball, targets: str, sizes: tuple[int, int], radius: float, seed: int, pool: int | None) -> float:  # fmt: skip
-    certifier = CLEVER(threat, *sizes, radius=radius, targets=targets, pool=pool, seed=seed)  # type: ignore[arg-type]
+def of_us(certifier: CLEVER, model: nn.Module, x: Tensor, y: Tensor) -> float:
     return float(certifier(model, x, y).radius)
 
 
-def pictures(options: Any) -> Iterator[dict]:
+def pictures(options: Any, done: set[tuple]) -> Iterator[dict]:
     """CPU seconds and scores, one row for each picture and method."""
     x, y, inputs, labels = data()
     for name, model in (("mlp", perceptron(x, y)), ("cnn", network("std", x, y))):
@@ -205,42 +200,62 @@ def pictures(options: Any) -> Iterator[dict]:
         peer = of_art(model, (1, 28, 28), 10, (0.0, 1.0))
         for norm, targets, seed, row in product(("l2", "linf"), SIZES, range(options.seeds), right):
             cell = {"part": "pictures", "model": name, "norm": norm, "targets": targets, "seed": seed, "row": row}
-            z, label, sizes = inputs[row : row + 1], labels[row : row + 1], SIZES[targets]
             target = int(logits[row].argsort(descending=True)[1]) if targets == "runner-up" else None
-            runs: dict[str, Callable[[], float]] = {
-                PEER: lambda: peer(z[0], int(label), target, sizes, RADIUS[norm], norm, seed),  # noqa: B023
-                "pool 10": lambda: of_us(model, z, label, Ball(norm, 0.1), targets, sizes, RADIUS[norm], seed, 10),  # noqa: B023
-            }  # fmt: skip
-            if targets == "each":
-                runs["fresh"] = lambda: of_us(
-                    model, z, label, Ball(norm, 0.1), targets, sizes, RADIUS[norm], seed, None
-                )  # noqa: B023
-            yield from rows_of(cell, runs)
+            pools = {"pool 10": 10} | ({"fresh": None} if targets == "each" else {})
+            point, certifier = (
+                (inputs[row : row + 1], labels[row : row + 1]),
+                certifiers(cell, Ball(norm, 0.1), RADIUS[norm]),
+            )
+            yield from rows_of(cell, lambda: {}, model, peer, target, point, certifier, pools, done)
 
 
-def distances(options: Any) -> Iterator[dict]:
+def distances(options: Any, done: set[tuple]) -> Iterator[dict]:
     """Scores beside the exact smallest distance, one row for each input and method."""
     for seed in range(options.seeds):
         model, inputs, labels = tiny(seed)
         peer = of_art(model, (TINY,), 3, None)
         for norm, row in product(REACH, range(min(options.count, len(inputs)))):
-            z, label, reach = inputs[row : row + 1], labels[row : row + 1], REACH[norm]
-            others = [c for c in range(3) if c != int(label)]
-            exact = min(Program(model, z[0], int(label), c, norm, reach).distance() for c in others)
             cell = {"part": "distances", "model": "tiny", "norm": norm, "targets": "each", "seed": seed, "row": row}
-            threat, sizes = Ball(norm, 0.1, None, None), (500, 1024)
-            runs = {
-                PEER: lambda: peer(z[0], int(label), None, sizes, reach, norm, seed),  # noqa: B023
-                "pool 10": lambda: of_us(model, z, label, threat, "each", sizes, reach, seed, 10),  # noqa: B023
-                "fresh": lambda: of_us(model, z, label, threat, "each", sizes, reach, seed, None),  # noqa: B023
-            }
-            yield from rows_of(cell | {"exact": round(min(exact, reach), 6), "beyond": exact > reach}, runs)
+            point = inputs[row : row + 1], labels[row : row + 1]
+            certifier = certifiers(cell, Ball(norm, 0.1, None, None), REACH[norm], (500, 1024))
+            facts = partial(exact, model, *point, norm)
+            yield from rows_of(cell, facts, model, peer, None, point, certifier, {"pool 10": 10, "fresh": None}, done)
 
 
-def rows_of(cell: dict, runs: dict[str, Callable[[], float]]) -> Iterator[dict]:
-    for method, call in runs.items():
-        score, seconds = timed(call)
-        yield cell | {"method": method, "score": round(score, 6), "seconds": round(seconds, 3)}
+def exact(model: nn.Sequential, x: Tensor, y: Tensor, norm: str) -> dict:
+    """The smallest distance to any other class, as far as the radius."""
+    reach, others = REACH[norm], [c for c in range(3) if c != int(y)]
+    found = min(Program(model, x[0], int(y), c, norm, reach).distance() for c in others)
+    return {"exact": round(min(found, reach), 6), "beyond": found > reach}
+
+
+def certifiers(cell: dict, threat: Ball, radius: float, sizes: tuple[int, int] | None = None) -> CLEVER:
+    """Ours for a cell, with new points."""
+    return CLEVER(threat, *(sizes or SIZES[cell["targets"]]), radius=radius, targets=cell["targets"], seed=cell["seed"])
+
+
+def rows_of(
+    cell: dict, facts: Callable[[], dict], model: nn.Module, peer: Callable[..., float], target: int | None,
+    point: tuple[Tensor, Tensor], certifier: CLEVER, pools: dict[str, int | None], done: set[tuple],
+) -> Iterator[dict]:  # fmt: skip
+    """ART's and ours, those that are not done; `facts` are of the cell."""
+    x, y = point
+    sizes = certifier.batches, certifier.samples
+    calls: dict[str, Callable[[], float]] = {
+        PEER: partial(peer, x[0], int(y), target, sizes, certifier.radius, cell["norm"], cell["seed"])
+    }
+    calls |= {name: partial(of_us, replace(certifier, pool=pool), model, x, y) for name, pool in pools.items()}
+    missing = [name for name in calls if key({**cell, "method": name}) not in done]
+    known = facts() if missing else {}
+    for name in missing:
+        started = time.process_time()
+        score = calls[name]()
+        seconds = round(time.process_time() - started, 3)
+        yield cell | known | {"method": name, "score": round(score, 6), "seconds": seconds}
+
+
+def key(row: dict) -> tuple:
+    return tuple(row[name] for name in ("part", "model", "norm", "targets", "seed", "row", "method"))
 
 
 def table(rows: list[dict]) -> str:
@@ -290,8 +305,8 @@ def main() -> None:
     rows = load_rows(path)
     if not options.table:
         for name in options.parts:
-            rows = [row for row in rows if row["part"] != name]
-            for row in {"pictures": pictures, "distances": distances}[name](options):
+            done = {key(row) for row in rows}
+            for row in {"pictures": pictures, "distances": distances}[name](options, done):
                 rows.append(row)
                 save_rows(path, rows)
     print(table(rows))

@@ -56,7 +56,8 @@ class CLEVER:
         targets: "each" other class (the untargeted score), the "runner-up", the "least" likely or one "random" class.
         order: 2 is for twice differentiable models and l2: from the curvature c, $2g / (\|\nabla g\| + \sqrt{\|\nabla g\|^2 + 2gc})$.
         pool: None draws new points for every batch; a number draws so many times `samples` once, of which each batch
-            takes `samples` again with repetition, at a small part of the cost.
+            takes `samples` again with repetition, at a small part of the cost. Maxima then repeat, so that the test often
+            refuses the law and the largest sample counts.
         seed: of the points; an input's do not depend on which others share its call.
 
     The model is called with points, not with the inputs' batches: `batch_size` is of the predictions.

@@ -79,16 +79,15 @@ def test_a_linear_model_has_its_exact_radius(norm, method):
     rows = model[0].weight[y][:, None] - model[0].weight
     margins = logits.gather(1, y[:, None]) - logits
     exact = (margins / norm_of(rows.flatten(0, 1), DUAL[norm]).view(8, 4)).nan_to_num(math.inf).amin(1)
-    eps = float(exact[1:].median())
+    eps = 0.97 * float(exact[1:].median())
     found = Lipschitz(Ball(norm, eps, None, None), method)(model, x, y)
-    assert found.certified.tolist() == (exact * (1 - 1e-6) >= eps).tolist()
+    assert found.certified.tolist() == (exact >= eps).tolist()
     wanted = exact.clamp(min=0, max=eps if method == "local" else math.inf)
     assert torch.allclose(found.radius, wanted, rtol=2e-5) and not bool((found.radius > exact.clamp(min=0)).any())
     assert found.guarantee == "deterministic" and found.method == f"Lipschitz {method}"
 
 
-@pytest.mark.parametrize("seed", range(3))
-@pytest.mark.parametrize("activation", [nn.ReLU, nn.Tanh, nn.LeakyReLU])
+@pytest.mark.parametrize("seed, activation", [(0, nn.ReLU), (1, nn.Tanh), (2, nn.LeakyReLU)])
 def test_gradients_lie_below_lipsdp_and_that_below_the_product(seed, activation):
     model, points = perceptron(3, 8, 6, 2, activation=activation, seed=seed), torch.randn(4000, 3) * 2
     graph = doubled(trace(model, points))
@@ -163,7 +162,7 @@ def test_gradients_seen_lie_below_the_bounds_of_pictures(norm):
     bounds = Bounds(graph, region).intervals().tighten()
     a = torch.tensor([[1.0, -1.0, 0.0]], dtype=torch.float64).expand(4, 3)
     steep = gradients(bounds, a, torch.arange(4))
-    for seed in range(30):
+    for seed in range(10):
         points = Ball(norm, 0.3).sample(x, torch.Generator().manual_seed(seed)).requires_grad_()
         logits = model(points)
         (slope,) = torch.autograd.grad((logits[:, 0] - logits[:, 1]).sum(), points)
@@ -292,15 +291,15 @@ def cost(v, w, v0, w0, weight):
 @given(
     seed=st.integers(0, 2**20), m=st.integers(1, 5), n=st.integers(1, 4), weight=st.sampled_from([0.0, 0.05, 0.4, 1.5])
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 def test_the_prox_is_no_worse_than_any_search(seed, m, n, weight):
     random = np.random.default_rng(seed)
     v0, w0 = random.normal(size=m), random.normal(size=n)
     first, last = path_norm_prox(torch.tensor(v0)[None], torch.tensor(w0)[:, None], weight)
     found = cost(first[0].numpy(), last[:, 0].numpy(), v0, w0, weight)
-    for _ in range(12):  # alternating minimisation, each half in closed form
+    for _ in range(8):  # alternating minimisation, each half in closed form
         w = w0 * random.uniform(0, 1.5, size=n) * random.choice([0, 1], size=n, p=[0.2, 0.8])
-        for _ in range(200):
+        for _ in range(60):
             v = np.sign(v0) * np.maximum(abs(v0) - weight * abs(w).sum(), 0)
             w = np.sign(w0) * np.maximum(abs(w0) - weight * abs(v).sum(), 0)
         assert found <= cost(v, w, v0, w0, weight) + 1e-12
