@@ -9,8 +9,6 @@ from certify.crown import CROWN, IBP, AlphaCROWN
 from certify.errors import CertifyError
 from certify.graph import trace
 from certify.lipschitz import Lipschitz
-from certify.operator_norm import conv_norm, operator_norm
-from certify.path_norm import path_norm, path_norm_prox
 
 __all__ = [
     "CLEVER",
@@ -21,9 +19,5 @@ __all__ = [
     "Certifier",
     "CertifyError",
     "Lipschitz",
-    "conv_norm",
-    "operator_norm",
-    "path_norm",
-    "path_norm_prox",
     "trace",
 ]

@@ -79,6 +79,8 @@ class CLEVER:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        if not isinstance(self.threat, Ball):
+            raise CertifyError(f"expected a Ball around the inputs themselves, got {type(self.threat).__name__}")
         if self.threat.norm not in DUAL:
             raise CertifyError(
                 f"expected a threat of linf, l2 or l1, got {self.threat.norm}, which has no gradient norm"
@@ -163,6 +165,7 @@ class CLEVER:
         if self.pool is not None:
             size = self.pool * self.samples
             values = torch.cat(list(self.values(margins, region, size, generator)), 1)
+            values = torch.where(values.isfinite().all(1, keepdim=True), values, torch.nan)  # which batches might miss
             pick = torch.randint(size, (self.batches, self.samples), generator=generator, device=values.device)
             return values.sort(1, descending=True).values[:, pick.amin(1)]
         found = torch.full((len(margins.targets), self.batches), -torch.inf, device=region.anchor.device)

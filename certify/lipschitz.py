@@ -43,7 +43,7 @@ class Lipschitz:
             other of at most 500 units in all; needs cvxpy; see `lipsdp`.
         "lipopt": a linear program for every pair, linf, very small networks; see `lipopt`.
 
-    Bounds are computed in double precision with their rounding added; the model's own rounding is left out.
+    Bounds are computed in double precision; the model's own rounding is left out.
     """
 
     threat: Ball
@@ -53,6 +53,10 @@ class Lipschitz:
         known = {"product": None, "local": None, "lipsdp-neuron": "l2", "lipsdp-layer": "l2", "lipopt": "linf"}
         if self.method not in known:
             raise CertifyError(f"expected a method among {', '.join(known)}, got {self.method!r}")
+        if not isinstance(self.threat, Ball):
+            raise CertifyError(
+                f"expected a Ball around the inputs themselves, got {type(self.threat).__name__}; use smoothing"
+            )
         if self.threat.norm not in DUAL:
             raise CertifyError(f"expected a threat of linf, l2 or l1, got {self.threat.norm}; use CROWN")
         if known[self.method] not in (None, self.threat.norm):

@@ -29,7 +29,7 @@ def lipsdp(network: Chain, form: Literal["neuron", "layer"] = "neuron") -> float
     $\rho + \mu(1 + \sum_k L_k^2)$ holds for any $T \ge 0$.
 
     Reference: Fazlyab et al., "Efficient and accurate estimation of Lipschitz constants for deep neural networks", NeurIPS
-    2019, arXiv:1906.04893. The coupled "network" form is left out: it is not an upper bound (Pauli et al., IEEE Control Systems
+    2019, arXiv:1906.04893. The coupled "network" form is left out: it is reported not to be an upper bound (Pauli et al., IEEE Control Systems
     Letters 2022, arXiv:2005.02929).
     Raises: CertifyError for a chain of more than 500 units, and where cvxpy is not installed.
     """

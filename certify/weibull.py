@@ -15,7 +15,7 @@ from torch import Tensor
 STARTS = (0.1, 1.0, 5.0, 10.0, 20.0, 50.0, 100.0)  # of the shape
 PENALTY = 0.01  # on its square, added to minus the logarithm of the likelihood
 REFUSED = 1e-3  # fits with a smaller p-value are not used
-STEPS, DONE = 200, 1e-8
+STEPS, DONE = 100, 1e-8
 
 
 @dataclass(frozen=True)

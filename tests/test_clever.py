@@ -11,6 +11,7 @@ import torch
 from scipy import stats
 from torch import nn
 
+from adversarial import Spatial, lift
 from adversarial.threat import Ball, norm_of
 from certify import CLEVER, CertifyError
 from certify.clever import Margins, drawn
@@ -54,7 +55,7 @@ def test_a_linear_model_has_its_exact_score(norm, pool):
 
 
 def test_targets_are_the_classes_they_are_called_after():
-    model, x = perceptron(4, 8, 5), torch.rand(6, 4)
+    model, x = perceptron(4, 8, 5), torch.rand(3, 4)
     logits = model(x).detach()
     y, order = logits.argmax(1), logits.argsort(1, descending=True)
     options = {"batches": 5, "samples": 8}
@@ -66,7 +67,7 @@ def test_targets_are_the_classes_they_are_called_after():
     drawn_ones = torch.cat(
         [CLEVER(threat, **options, targets="random", seed=s).estimate(model, x, y).targets for s in range(8)], 1
     )
-    assert bool((drawn_ones != y[:, None]).all()) and len(drawn_ones.unique()) >= 4
+    assert bool((drawn_ones != y[:, None]).all()) and len(drawn_ones.unique()) >= 3
 
 
 def test_an_estimate_is_never_called_certified_and_changes_nothing():
@@ -211,11 +212,12 @@ def test_a_law_that_does_not_fit_gives_way_to_the_largest_sample():
 def test_no_fit_runs_away():
     """One start without a penalty puts the end of the law at infinity for some of these, and the score to zero."""
     random = np.random.default_rng(2)
+    size = (15, 100)
     laws = [
-        random.normal(size=(40, 100)),
-        random.gumbel(size=(40, 100)),
-        -random.exponential(size=(40, 100)),
-        random.uniform(size=(40, 100)),
+        random.normal(size=size),
+        random.gumbel(size=size),
+        -random.exponential(size=size),
+        random.uniform(size=size),
     ]
     maxima = torch.tensor(np.concatenate(laws))
     found = fit(maxima)
@@ -250,6 +252,7 @@ def test_the_second_order_of_a_quadratic_is_its_exact_bound():
 
 @pytest.mark.parametrize("call, words", [
     (lambda m, x, y: CLEVER(Ball("l0", 1.0)), "linf, l2 or l1, got l0"),
+    (lambda m, x, y: CLEVER(lift(Spatial(), Ball("linf", 0.1))), "a Ball"),
     (lambda m, x, y: CLEVER(Ball("linf", 0.1), order=2), "order 2 with linf"),
     (lambda m, x, y: CLEVER(Ball("l2", 0.1), batches=1), "two batches"),
     (lambda m, x, y: CLEVER(Ball("l2", 0.1), pool=0), "pool 0"),
