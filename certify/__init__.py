@@ -7,12 +7,14 @@ from certify.ablation import Ablation
 from certify.branch import BetaCROWN
 from certify.cascade import Cascade
 from certify.certificate import Certificate, Certifier
+from certify.clever import CLEVER
 from certify.cnncert import CNNCert
 from certify.crown import CROWN, IBP, SDPCROWN, AlphaCROWN
 from certify.envelope import NonUniformBox, PolyhedralEnvelope
 from certify.errors import CertifyError
 from certify.graph import trace
 from certify.implicit import NEMON, ImplicitLipschitz, MixedMonotone
+from certify.lipschitz import Lipschitz
 from certify.polytope import WongKolter
 from certify.radius import radius_of
 from certify.resolvable import Gain, HeatBlur, Roll
@@ -23,6 +25,7 @@ from certify.substitution import SAFER, Enumeration, Synonyms
 from certify.tss import TSS
 
 __all__ = [
+    "CLEVER",
     "CROWN",
     "IBP",
     "NEMON",
@@ -42,6 +45,7 @@ __all__ = [
     "HeatBlur",
     "ImplicitLipschitz",
     "InputSplit",
+    "Lipschitz",
     "MixedMonotone",
     "NonUniformBox",
     "PolyhedralEnvelope",
