@@ -1,71 +1,106 @@
 """Classes of noisy copies of inputs, block of draws after block: the sampling that every smoothing shares.
 
-All inputs see the same draws. For each of them they are independent, which is all that its own certificate leans on; a
-sample's numbers depend on the seed and on nothing else in its batch; and one block of noise serves all inputs, which for
-small models saves a good part of the time.
+Every input has draws of its own: those of its block number k come from a generator whose seed depends on the input's
+numbers, on the seed and on k alone. So a result is the same alone, in any batch, in any number of processes, and where a
+run goes on that was stopped. (Numbers by `adversarial.streams.Streams` take twenty times as long as torch's generator,
+and longer than a small model.)
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from adversarial.streams import GOLDEN, Streams
 from certify.errors import CertifyError
 from certify.noise import NOISES
 
 BLOCK = 64  # draws at a time, so that looks fall on their ends
 SECONDS = 20.0  # between two checkpoints
+Seen = Callable[[Tensor, Tensor, Tensor], None]
+Precision = Literal["bfloat16", "float16"] | None
+
+
+class Drawing(Protocol):
+    """What a smoothing says of its draws."""
+
+    @property
+    def noise(self) -> str: ...
+    @property
+    def sigma(self) -> float: ...
+    @property
+    def seed(self) -> int: ...
+    @property
+    def precision(self) -> Precision: ...
 
 
 class Sampler:
     """Draws noise for inputs x (B, …) and asks the model, at most `batch_size` noisy inputs at a time."""
 
-    def __init__(self, model: nn.Module, x: Tensor, noise: str, sigma: float, seed: int, batch_size: int):
-        self.model, self.x, self.noise, self.sigma, self.batch_size = model, x, NOISES[noise], sigma, batch_size
-        self.generator = torch.Generator(x.device).manual_seed(seed)
+    def __init__(self, model: nn.Module, x: Tensor, drawing: Drawing, batch_size: int):
+        self.model, self.x, self.sigma, self.batch_size = model, x, drawing.sigma, batch_size
+        self.noise, self.precision = NOISES[drawing.noise], drawing.precision
+        self.keys = Streams(x, drawing.seed).key.tolist()
+        self.generator = torch.Generator(x.device)
 
-    def draw(self, count: int) -> Tensor:
-        """The next `count` draws, of a block of their own, scaled by sigma (count, …)."""
-        block = self.x.new_empty(BLOCK, *self.x.shape[1:])  # always whole: numbers depend on how many are drawn at once
-        return self.noise.draw(block, self.generator)[:count].mul_(self.sigma)
+    def draw(self, rows: list[int], number: int) -> Tensor:
+        """Block `number` of the draws of these inputs (rows, BLOCK, …)."""
+        noise = self.x.new_empty(len(rows), BLOCK, *self.x.shape[1:])
+        for empty, row in zip(noise, rows, strict=True):
+            # torch's generator for CPUs keeps 32 bits of a seed; an odd step never comes to the same ones twice
+            self.generator.manual_seed((self.keys[row] + number * GOLDEN) & 0xFFFFFFFF)
+            self.noise.draw(empty, self.generator)
+        return noise
 
-    def logits(self, rows: Tensor, noise: Tensor) -> Iterator[tuple[slice, slice, Tensor]]:
-        """Logits (inputs, draws, classes) of these rows under this noise, in pieces with their places."""
-        inputs = max(1, self.batch_size // len(noise))
-        draws = min(len(noise), self.batch_size)
-        for first in range(0, len(rows), inputs):
-            some = rows[first : first + inputs]
-            clean = self.x[some, None]
-            for start in range(0, len(noise), draws):
-                shaken = (clean + noise[None, start : start + draws]).flatten(0, 1)
-                found = self.model(shaken)
-                if found.ndim != 2 or len(found) != len(shaken):
-                    raise CertifyError(
-                        f"expected logits (B, classes) for inputs {tuple(shaken.shape)}, got {tuple(found.shape)}"
-                    )
-                place = slice(first, first + len(some)), slice(start, start + draws)
-                yield *place, found.unflatten(0, (len(some), -1))
+    def cast(self) -> AbstractContextManager:
+        """The precision the model works in."""
+        if self.precision is None:
+            return nullcontext()
+        return torch.autocast(self.x.device.type, getattr(torch, self.precision))
 
     @torch.no_grad()
-    def classes(self, rows: Tensor, count: int) -> tuple[Tensor, Tensor]:
-        """Classes (rows, count) under the next draws, -1 where a logit is not finite, and the draws (count, …)."""
-        noise = self.draw(count)
-        found = torch.empty(len(rows), count, dtype=torch.long, device=rows.device)
-        for some, draws, logits in self.logits(rows, noise):
-            found[some, draws] = torch.where(logits.isfinite().all(2), logits.argmax(2), -1)
-        return found, noise
+    def classes(self, rows: Tensor, number: int, count: int, seen: Seen | None = None) -> Tensor:
+        """Classes (rows, count) under the first draws of a block, -1 where a logit is not finite.
+
+        `seen` is called with some of the rows, their classes and their draws (rows, count, …), before scaling, at a time.
+        """
+        found = []
+        for some in rows.split(max(1, self.batch_size // count)):
+            noise = self.draw(some.tolist(), number)[:, :count]
+            clean = self.x[some, None]
+            if seen is None:  # nobody needs the draws again
+                shaken = noise.mul_(self.sigma).add_(clean).flatten(0, 1)
+            else:
+                shaken = torch.add(clean, noise, alpha=self.sigma).flatten(0, 1)
+            with self.cast():
+                logits = torch.cat([self.model(part) for part in shaken.split(max(1, self.batch_size))])
+            if logits.ndim != 2 or len(logits) != len(shaken):
+                raise CertifyError(
+                    f"expected logits (B, classes) for inputs {tuple(shaken.shape)}, got {tuple(logits.shape)}"
+                )
+            found.append(torch.where(logits.isfinite().all(1), logits.argmax(1), -1).view(len(some), count))
+            if seen is not None:
+                seen(some, found[-1], noise)
+        return torch.cat(found)
 
     def counts(self, rows: Tensor, n: int, classes: int) -> Tensor:
-        """How often each class came up in the next n draws (rows, classes)."""
+        """How often each class came up in the first n draws (rows, classes)."""
         found = torch.zeros(len(rows), classes + 1, dtype=torch.long, device=rows.device)
-        for start in range(0, n, BLOCK):
-            named = self.classes(rows, min(BLOCK, n - start))[0]
+        for number in range(blocks(n)):
+            named = self.classes(rows, number, min(BLOCK, n - number * BLOCK))
             found.scatter_add_(1, named + 1, torch.ones_like(named))
         return found[:, 1:]
+
+
+def blocks(n: int) -> int:
+    """How many blocks hold n draws."""
+    return -(-n // BLOCK)
 
 
 class Keeper:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -20,7 +21,7 @@ from certify.crown import plain
 from certify.errors import CertifyError
 from certify.graph import check_still
 from certify.noise import NOISES
-from certify.sampling import BLOCK, Keeper, Sampler
+from certify.sampling import BLOCK, Keeper, Precision, Sampler, blocks
 from certify.sequential import draws_for, looks_of, lower_bound, upper_bound
 
 if TYPE_CHECKING:
@@ -45,7 +46,9 @@ class Smoothing:
         until: "radius" takes all n draws of every input that its guess gets right and whose certificate is not hopeless, and
             shows the radius that n draws show. "threat" stops an input as soon as it is shown that eps is reached or that
             there is no hope; `radius` is then what was shown by the way.
-        seed: of the draws. All inputs see the same ones. The guarantee is over draws that whoever chose the inputs did
+        precision: "bfloat16" or "float16" smooths the model as it is under `torch.autocast`, which is faster and another
+            classifier: take the same in `predict`, as this object does.
+        seed: of the draws, of which every input has its own. The guarantee is over draws that whoever chose the inputs did
             not know.
 
     A model that draws random numbers of its own, anew for each row, may be smoothed: g is then the likeliest class over both.
@@ -65,10 +68,11 @@ class Smoothing:
     alpha: float = 0.001
     noise: Literal["gaussian", "laplace", "uniform"] = "gaussian"
     until: Literal["radius", "threat"] = "radius"
+    precision: Precision = None
     seed: int = 0
 
     def __post_init__(self) -> None:
-        check_sampling(self.sigma, self.n0, self.n, self.alpha)
+        check_sampling(self.sigma, self.n0, self.n, self.alpha, self.precision)
         if self.noise not in NOISES:
             raise CertifyError(f"expected a noise among {', '.join(NOISES)}, got {self.noise!r}")
         if self.until not in ("radius", "threat"):
@@ -100,7 +104,7 @@ class Smoothing:
         keeper = keeper_of(checkpoint, accelerator, self, model, x, y)
         part = Part(self, region[own], y[own])
         main = accelerator is None or accelerator.is_main_process
-        part.run(Sampler(model, x[own], self.noise, self.sigma, self.seed, batch_size), keeper, progress and main)
+        part.run(Sampler(model, x[own], self, batch_size), keeper, progress and main)
         found = gathered(part.found(), places, accelerator)
         margin = torch.full_like(found["radius"], torch.nan)
         return Certificate(
@@ -119,7 +123,7 @@ class Smoothing:
 
         check_still(model)
         classes = model(x[:1]).shape[1]
-        sampler = Sampler(model, x, self.noise, self.sigma, self.seed, batch_size)
+        sampler = Sampler(model, x, self, batch_size)
         counts = sampler.counts(torch.arange(len(x), device=x.device), self.n, classes)
         top = counts.topk(2, dim=1)
         first, second = top.values.cpu().numpy().T
@@ -134,11 +138,14 @@ class Smoothing:
 
 
 class Part:
-    """The inputs of one process: guessed, then counted block by block until nothing is open."""
+    """The inputs of one process: guessed, then counted block by block until nothing is open.
 
-    def __init__(self, smoothing: Smoothing, region: Region, y: Tensor):
-        self.smoothing, self.y, self.dtype = smoothing, y, region.anchor.dtype
-        self.looks = looks_of(smoothing.n, smoothing.alpha)
+    With `moments` it also sums up, over even and odd blocks apart, draws times whether they hit, less a half (2, B, D).
+    """
+
+    def __init__(self, smoothing: Smoothing, region: Region, y: Tensor, *, moments: bool = False):
+        self.smoothing, self.y, self.dtype, self.moments = smoothing, y, region.anchor.dtype, moments
+        self.looks, self.first = looks_of(smoothing.n, smoothing.alpha), blocks(smoothing.n0)
         self.eps = region.eps.double().cpu().numpy()
         self.sizes = ((region.low < 0) | (region.high > 0)).sum(1).clamp(min=1).cpu().numpy()
         if smoothing.until == "threat":
@@ -160,19 +167,19 @@ class Part:
 
         n = self.smoothing.n
         self.state = keeper.read() or self.begun(sampler)
-        sampler.generator.set_state(self.state["generator"])
-        for name in ("guess", "hits", "open"):
+        for name in self.state.keys() - {"lower", "drawn"}:
             self.state[name] = self.state[name].to(self.y.device)
         drawn = int(self.state["drawn"])
         with tqdm(total=n, initial=drawn, desc="smoothing", unit="draw", delay=2, disable=not progress) as bar:
             while bool(self.state["open"].any()):
                 rows, count = self.state["open"].nonzero()[:, 0], min(BLOCK, n - drawn)
-                classes, _ = sampler.classes(rows, count)
+                seen = partial(self.add, half=drawn // BLOCK % 2) if self.moments else None
+                classes = sampler.classes(rows, self.first + drawn // BLOCK, count, seen)
                 self.state["hits"][rows] += (classes == self.state["guess"][rows, None]).sum(1)
                 drawn += count
                 if drawn in self.looks:
                     self.look(drawn)
-                self.state |= {"drawn": torch.tensor(drawn), "generator": sampler.generator.get_state()}
+                self.state["drawn"] = torch.tensor(drawn)
                 keeper.write(self.state, now=drawn == n)
                 bar.update(count)
                 bar.set_postfix(inputs=len(rows), refresh=False)
@@ -183,11 +190,16 @@ class Part:
         with torch.no_grad():
             classes = sampler.model(sampler.x[:1]).shape[1]
         guess = sampler.counts(rows, self.smoothing.n0, classes).argmax(1)
-        return {
+        sums = {"sums": sampler.x.new_zeros(2, *sampler.x.flatten(1).shape)} if self.moments else {}
+        return sums | {
             "guess": guess, "hits": torch.zeros_like(guess), "open": torch.ones_like(guess, dtype=torch.bool),
             "lower": torch.zeros(len(guess), dtype=torch.float64), "drawn": torch.tensor(0),
-            "generator": sampler.generator.get_state(),
         }  # fmt: skip
+
+    def add(self, rows: Tensor, classes: Tensor, noise: Tensor, half: int) -> None:
+        """What these draws add to the sums."""
+        centred = (classes == self.state["guess"][rows, None]).to(noise.dtype) - 0.5
+        self.state["sums"][half, rows] += torch.einsum("kc,kcd->kd", centred, noise.flatten(2))
 
     def look(self, drawn: int) -> None:
         """Better bounds from the counts so far, and which inputs need no more of them."""
@@ -244,7 +256,7 @@ def keeper_of(
     return Keeper(Path(checkpoint) / share_name(accelerator), mark_of(certifier, model, x, y))
 
 
-def check_sampling(sigma: float, n0: int, n: int, alpha: float) -> None:
+def check_sampling(sigma: float, n0: int, n: int, alpha: float, precision: Precision) -> None:
     """Raise CertifyError for sizes with which nothing could ever be shown."""
     if not 0 < sigma < float("inf"):
         raise CertifyError(f"expected a sigma above 0, got {sigma}")
@@ -252,6 +264,8 @@ def check_sampling(sigma: float, n0: int, n: int, alpha: float) -> None:
         raise CertifyError(f"expected an alpha between 0 and 1/2, got {alpha}")
     if n0 < 1:
         raise CertifyError(f"expected at least one draw to guess the class by, got n0 {n0}")
+    if precision not in (None, "bfloat16", "float16"):
+        raise CertifyError(f"expected a precision None, 'bfloat16' or 'float16', got {precision!r}")
     needed = draws_for(0.5, alpha)
     if n < needed:
         raise CertifyError(
