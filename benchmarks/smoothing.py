@@ -33,13 +33,16 @@ SIGMA, N0, ALPHA, EPS, AT = 0.25, 100, 0.001, 0.25, (0.0, 0.1, 0.25, 0.5, 0.75)
 Found = tuple[Tensor, Tensor]  # predictions and radii (B,)
 
 
-def network(x: Tensor, y: Tensor, epochs: int = 6) -> nn.Module:
+def network(x: Tensor, y: Tensor, epochs: int, weights: Path | None) -> nn.Module:
     """Two convolutions and two linear layers, trained on noisy inputs."""
     torch.manual_seed(0)
     model = nn.Sequential(
         nn.Conv2d(1, 16, 4, 2, 1), nn.ReLU(), nn.Conv2d(16, 32, 4, 2, 1), nn.ReLU(), nn.Flatten(), nn.Linear(1568, 100),
         nn.ReLU(), nn.Linear(100, 10),
     )  # fmt: skip
+    if weights is not None:
+        model.load_state_dict(torch.load(weights, weights_only=True))
+        return model.eval().requires_grad_(False)
     optimizer, generator = torch.optim.Adam(model.parameters(), 1e-3), torch.Generator().manual_seed(1)
     for _ in range(epochs):
         for rows in torch.randperm(len(x), generator=generator).split(128):
@@ -107,7 +110,7 @@ def measure(options: Any, path: Path, rows: list[dict]) -> list[dict]:
     """Run what is missing, methods in turn within a seed, and keep it after every run."""
     x, y, inputs, labels = data()
     torch.set_num_threads(1)
-    model = network(x, y, 1 if options.quick else 6)
+    model = network(x, y, 1 if options.quick else 6, options.weights)
     inputs, labels = inputs[: options.count], labels[: options.count]
     done = {(row["method"], row["n"], row["seed"]) for row in rows}
     for seed in range(options.seeds):
@@ -160,6 +163,7 @@ def main() -> None:
     known = parser(__doc__, draws=(10_000,))
     known.add_argument("--count", type=int, default=20, help="inputs")
     known.add_argument("--reference", type=Path, default=None, help="a checkout of locuslab/smoothing")
+    known.add_argument("--weights", type=Path, default=None, help="a state_dict of the network, instead of training it")
     known.set_defaults(seeds=3)
     options = known.parse_args()
     if options.quick:

@@ -44,7 +44,9 @@ class Sampler:
     """Draws noise for inputs x (B, …) and asks the model, at most `batch_size` noisy inputs at a time."""
 
     def __init__(self, model: nn.Module, x: Tensor, drawing: Drawing, batch_size: int):
-        self.model, self.x, self.sigma, self.batch_size = model, x, drawing.sigma, batch_size
+        self.model, self.dtype, self.sigma, self.batch_size = model, x.dtype, drawing.sigma, batch_size
+        # noise of half precision is no such noise; rounding what it is added to is the model's own affair
+        self.x = x if x.dtype == torch.float64 else x.float()
         self.noise, self.precision = NOISES[drawing.noise], drawing.precision
         self.keys = Streams(x, drawing.seed).key.tolist()
         self.generator = torch.Generator(x.device)
@@ -79,7 +81,7 @@ class Sampler:
             else:
                 shaken = torch.add(clean, noise, alpha=self.sigma).flatten(0, 1)
             with self.cast():
-                logits = torch.cat([self.model(part) for part in shaken.split(max(1, self.batch_size))])
+                logits = torch.cat([self.model(part) for part in shaken.to(self.dtype).split(max(1, self.batch_size))])
             if logits.ndim != 2 or len(logits) != len(shaken):
                 raise CertifyError(
                     f"expected logits (B, classes) for inputs {tuple(shaken.shape)}, got {tuple(logits.shape)}"
@@ -89,8 +91,10 @@ class Sampler:
                 seen(some, found[-1], noise)
         return torch.cat(found)
 
-    def counts(self, rows: Tensor, n: int, classes: int) -> Tensor:
+    @torch.no_grad()
+    def counts(self, rows: Tensor, n: int) -> Tensor:
         """How often each class came up in the first n draws (rows, classes)."""
+        classes = self.model(self.x[:1].to(self.dtype)).shape[1]
         found = torch.zeros(len(rows), classes + 1, dtype=torch.long, device=rows.device)
         for number in range(blocks(n)):
             named = self.classes(rows, number, min(BLOCK, n - number * BLOCK))

@@ -57,8 +57,7 @@ class Smoothing:
     Reference: Cohen, Rosenfeld & Kolter, "Certified adversarial robustness via randomized smoothing", ICML 2019,
     arXiv:1902.02918.
     Differs from the paper: sampling stops early where more of it changes nothing (`certify.sequential`): on inputs whose guess
-    is wrong, once that is shown, and on those that would abstain; an input whose radius is 0 in the paper's sense or
-    whose prediction is wrong has radius 0.
+    is wrong, once that is shown, and on those that are most surely going to abstain; a wrong prediction has radius 0.
     """
 
     threat: Ball
@@ -100,6 +99,8 @@ class Smoothing:
         in the mode "threat", and a checkpoint of another run.
         """
         region = opened(self.threat, model, x, y)
+        if self.until == "threat":
+            self.check_reachable(region)
         own, places = share_of(torch.arange(len(x), device=x.device), accelerator)
         keeper = keeper_of(checkpoint, accelerator, self, model, x, y)
         part = Part(self, region[own], y[own])
@@ -122,9 +123,10 @@ class Smoothing:
         from scipy.stats import binom
 
         check_still(model)
-        classes = model(x[:1]).shape[1]
-        sampler = Sampler(model, x, self, batch_size)
-        counts = sampler.counts(torch.arange(len(x), device=x.device), self.n, classes)
+        y = torch.zeros(len(x), dtype=torch.long, device=x.device)
+        check_labels(x, y)
+        check_classes(y, model(x[:1]))
+        counts = Sampler(model, x, self, batch_size).counts(torch.arange(len(x), device=x.device), self.n)
         top = counts.topk(2, dim=1)
         first, second = top.values.cpu().numpy().T
         sure = 2 * binom.sf(first - 1, first + second, 0.5) <= self.alpha
@@ -136,6 +138,17 @@ class Smoothing:
         with np.errstate(divide="ignore", invalid="ignore"):
             return np.where(p > 0.5, self.sigma * rule(np.asarray(p), sizes), 0.0)
 
+    def check_reachable(self, region: Region) -> None:
+        """Raise CertifyError where all n draws could not show any input's eps."""
+        alpha, (eps, sizes) = looks_of(self.n, self.alpha)[self.n], sizes_of(region)
+        most = self.radii(np.full(len(eps), alpha ** (1 / self.n)), sizes)
+        if bool((most < eps).all()):
+            row = int((eps - most).argmin())
+            raise CertifyError(
+                f"expected an eps that {self.n} draws can show at alpha {self.alpha:g} with sigma {self.sigma:g}, "
+                f"at most {most[row]:.4g}, got {eps[row]:.4g}; take a larger n or sigma"
+            )
+
 
 class Part:
     """The inputs of one process: guessed, then counted block by block until nothing is open.
@@ -146,21 +159,7 @@ class Part:
     def __init__(self, smoothing: Smoothing, region: Region, y: Tensor, *, moments: bool = False):
         self.smoothing, self.y, self.dtype, self.moments = smoothing, y, region.anchor.dtype, moments
         self.looks, self.first = looks_of(smoothing.n, smoothing.alpha), blocks(smoothing.n0)
-        self.eps = region.eps.double().cpu().numpy()
-        self.sizes = ((region.low < 0) | (region.high > 0)).sum(1).clamp(min=1).cpu().numpy()
-        if smoothing.until == "threat":
-            self.check_reachable()
-
-    def check_reachable(self) -> None:
-        """Raise CertifyError where all n draws could not show the smallest eps."""
-        n, alpha = self.smoothing.n, self.looks[self.smoothing.n]
-        most = self.smoothing.radii(np.full(len(self.eps), alpha ** (1 / n)), self.sizes)
-        if bool((most < self.eps).all()):
-            row = int((self.eps - most).argmin())
-            raise CertifyError(
-                f"expected an eps that {n} draws can show at alpha {self.smoothing.alpha:g} with sigma {self.smoothing.sigma:g}, "
-                f"at most {most[row]:.4g}, got {self.eps[row]:.4g}; take a larger n or sigma"
-            )
+        self.eps, self.sizes = sizes_of(region)
 
     def run(self, sampler: Sampler, keeper: Keeper, progress: bool) -> None:
         from tqdm.auto import tqdm
@@ -180,16 +179,14 @@ class Part:
                 if drawn in self.looks:
                     self.look(drawn)
                 self.state["drawn"] = torch.tensor(drawn)
-                keeper.write(self.state, now=drawn == n)
+                keeper.write(self.state, now=not bool(self.state["open"].any()))
                 bar.update(count)
                 bar.set_postfix(inputs=len(rows), refresh=False)
 
     def begun(self, sampler: Sampler) -> dict[str, Tensor]:
         """The state after the guesses."""
         rows = torch.arange(len(self.y), device=self.y.device)
-        with torch.no_grad():
-            classes = sampler.model(sampler.x[:1]).shape[1]
-        guess = sampler.counts(rows, self.smoothing.n0, classes).argmax(1)
+        guess = sampler.counts(rows, self.smoothing.n0).argmax(1)
         sums = {"sums": sampler.x.new_zeros(2, *sampler.x.flatten(1).shape)} if self.moments else {}
         return sums | {
             "guess": guess, "hits": torch.zeros_like(guess), "open": torch.ones_like(guess, dtype=torch.bool),
@@ -226,6 +223,12 @@ class Part:
         radius = torch.where(prediction == self.y, radius, 0)
         eps = torch.from_numpy(self.eps).to(radius)
         return {"prediction": prediction, "certified": (prediction == self.y) & (radius >= eps), "radius": radius}
+
+
+def sizes_of(region: Region) -> tuple[np.ndarray, np.ndarray]:
+    """Each input's eps, and how many of its features may change."""
+    free = (region.low < 0) | (region.high > 0)
+    return region.eps.double().cpu().numpy(), free.sum(1).clamp(min=1).cpu().numpy()
 
 
 def below(radius: np.ndarray, dtype: torch.dtype) -> Tensor:

@@ -252,11 +252,27 @@ def test_what_is_not_finite_certifies_nothing():
     assert Smoothing(Ball("l2", 0.1), n=300).predict(model, x + 5).tolist() == [-1]
 
 
+def test_half_precision_inputs_get_noise_of_full_precision():
+    seen = []
+
+    class Half(nn.Module):
+        def forward(self, x):
+            seen.append(x)
+            return x.float()[:, :2]
+
+    x = torch.tensor([[0.25, 0.5]], dtype=torch.bfloat16)
+    found = Smoothing(Ball("l2", 0.1), n=300)(Half().eval(), x, torch.tensor([1]), **QUIET)
+    assert all(one.dtype == torch.bfloat16 for one in seen)
+    exact = Smoothing(Ball("l2", 0.1), n=300)(Half().eval(), x.float(), torch.tensor([1]), **QUIET)
+    assert found.radius.dtype == torch.float32
+    assert torch.allclose(found.radius, exact.radius, atol=0.02) and float(found.radius) > 0
+
+
 def test_predict_is_the_binomial_test():
     model, x = halfspace(), points(40)
     smoothing = Smoothing(Ball("l2", 0.1), n=200, alpha=0.01, sigma=1.0)
     found = smoothing.predict(model, x)
-    counts = Sampler(model, x, smoothing, 128).counts(torch.arange(40), 200, 2)
+    counts = Sampler(model, x, smoothing, 128).counts(torch.arange(40), 200)
     for row, (zero, one) in enumerate(counts.tolist()):
         sure = stats.binomtest(max(zero, one), zero + one, 0.5).pvalue <= 0.01
         assert int(found[row]) == (int(one > zero) if sure else -1)
