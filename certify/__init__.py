@@ -12,6 +12,7 @@ from certify.cnncert import CNNCert
 from certify.crown import CROWN, IBP, SDPCROWN, AlphaCROWN
 from certify.envelope import NonUniformBox, PolyhedralEnvelope
 from certify.errors import CertifyError
+from certify.first_order import FirstOrderSmoothing
 from certify.graph import trace
 from certify.implicit import NEMON, ImplicitLipschitz, MixedMonotone
 from certify.lipschitz import Lipschitz
@@ -20,6 +21,7 @@ from certify.radius import radius_of
 from certify.resolvable import Gain, HeatBlur, Roll
 from certify.rewriting import RewriteSmoothing, Writings
 from certify.semantic import Semantic
+from certify.smoothing import Smoothing
 from certify.splitting import InputSplit
 from certify.substitution import SAFER, Enumeration, Synonyms
 from certify.tss import TSS
@@ -41,6 +43,7 @@ __all__ = [
     "Certifier",
     "CertifyError",
     "Enumeration",
+    "FirstOrderSmoothing",
     "Gain",
     "HeatBlur",
     "ImplicitLipschitz",
@@ -52,6 +55,7 @@ __all__ = [
     "RewriteSmoothing",
     "Roll",
     "Semantic",
+    "Smoothing",
     "Synonyms",
     "WongKolter",
     "Writings",
