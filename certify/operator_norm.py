@@ -51,16 +51,6 @@ class LinearMap:
         with torch.no_grad():
             constant = function(torch.zeros(1, *shape, dtype=torch.float64, device=device))
 
-<<<<<<< HEAD
-        def forward(x: Tensor) -> Tensor:
-            with torch.no_grad():
-                return (function(x.view(-1, *shape)) - constant).flatten(1)
-
-        def adjoint(y: Tensor) -> Tensor:
-            with torch.enable_grad():
-                x = y.new_zeros(len(y), *shape, requires_grad=True)
-                return torch.autograd.grad(function(x), x, y.view(-1, *constant.shape[1:]))[0].flatten(1)
-=======
         def adjoint(y: Tensor, again: bool = False) -> Tensor:
             with torch.enable_grad():
                 x = y.new_zeros(len(y), *shape, requires_grad=True)
@@ -71,7 +61,6 @@ class LinearMap:
             with torch.enable_grad():
                 y = x.new_zeros(len(x), constant.numel(), requires_grad=True)
                 return torch.autograd.grad(adjoint(y, again=True), y, x)[0]
->>>>>>> lips
 
         return cls(forward, adjoint, inputs, constant.numel(), device)
 
