@@ -117,11 +117,12 @@ def everywhere(pair: Pair, logits: Tensor, y: Tensor, eps: Tensor) -> tuple[Tens
 def local(graph: Graph, region: Region, logits: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     """The same from the gradients within the region; the radius is at most eps."""
     bounds = Bounds(graph, region).intervals().tighten()
+    widest = max(node.shape.numel() for node in graph.nodes.values())
     classes = logits.shape[1]
     owner, other = (y[:, None] != torch.arange(classes, device=y.device)).nonzero(as_tuple=True)
     margins = logits[owner, y[owner]] - logits[owner, other]
     lowest, reach = torch.empty_like(margins), torch.empty_like(margins)
-    for some in torch.arange(len(owner), device=y.device).split(max(1, NUMBERS // (4 * bounds.widest))):
+    for some in torch.arange(len(owner), device=y.device).split(max(1, NUMBERS // (4 * widest))):
         a = logits.new_zeros(len(some), classes)
         a.scatter_(1, y[owner[some], None], 1.0).scatter_(1, other[some, None], -1.0)
         steep = gradients(bounds, a, owner[some]).flatten(1)
