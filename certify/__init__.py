@@ -6,6 +6,18 @@ Nothing here knows of reprogramming or of molecules.
 from certify.certificate import Certificate, Certifier
 from certify.crown import CROWN, IBP, AlphaCROWN
 from certify.errors import CertifyError
+from certify.evaluate import CertifiedPoint, CertifiedRobustness, evaluate
 from certify.graph import trace
 
-__all__ = ["CROWN", "IBP", "AlphaCROWN", "Certificate", "Certifier", "CertifyError", "trace"]
+__all__ = [
+    "CROWN",
+    "IBP",
+    "AlphaCROWN",
+    "Certificate",
+    "CertifiedPoint",
+    "CertifiedRobustness",
+    "Certifier",
+    "CertifyError",
+    "evaluate",
+    "trace",
+]
