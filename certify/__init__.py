@@ -4,6 +4,7 @@ Nothing here knows of reprogramming or of molecules.
 """
 
 from certify.certificate import Certificate, Certifier
+from certify.contract import check_certifier
 from certify.crown import CROWN, IBP, AlphaCROWN
 from certify.errors import CertifyError
 from certify.evaluate import CertifiedPoint, CertifiedRobustness, evaluate
