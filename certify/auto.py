@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -49,21 +50,35 @@ class Trial:
 
 @dataclass(frozen=True)
 class Choice:
-    """A certifier's maker, its name, what was tried and why it is this one."""
+    """A certifier by the name of its method and its options, what was tried and why it is this one."""
 
-    name: str
-    make: Maker
+    method: str
+    options: dict[str, Any]
     reason: str
     trials: tuple[Trial, ...]
+
+    @property
+    def name(self) -> str:
+        shown = [f"{key} {value:.4g}" for key, value in self.options.items() if key in ("sigma", "n")]
+        return f"{self.method} ({', '.join(shown)})" if shown else self.method
+
+    @property
+    def make(self) -> Maker:
+        return partial(Smoothing, **self.options) if self.method == "Smoothing" else PROOFS[self.method]
 
     def explain(self) -> str:
         """Lines of Markdown."""
         return "\n".join([f"Chosen: {self.name}. {self.reason}", "", *(f"- {trial}" for trial in self.trials)])
 
+    @classmethod
+    def from_dict(cls, facts: dict[str, Any]) -> Choice:
+        """Inverse of `dataclasses.asdict`."""
+        return cls(**facts | {"trials": tuple(Trial(**trial) for trial in facts["trials"])})
+
 
 def choose(
     model: nn.Module, x: Tensor, y: Tensor, threat: Ball, eps: Sequence[float], *, seconds: float = 60.0, probe: int = 4,
-    batch_size: int = 64, seed: int = 0, proofs: Mapping[str, Maker] | None = None,
+    batch_size: int = 64, seed: int = 0,
 ) -> Choice:  # fmt: skip
     """The certifier that covers most of a few inputs among those that take `seconds` or less for all of them.
 
@@ -76,7 +91,6 @@ def choose(
         seconds: wall seconds for all inputs and sizes; the choice itself is not counted and takes some of them.
         probe: inputs that are tried, of those that the model gets right.
         seed: the smoothing's own draws begin from it, its probe from the next one, so that the choice does not know them.
-        proofs: by name, instead of `PROOFS`.
 
     Raises: CertifyError for labels that are none, no eps above 0, and no input that the model gets right.
     """
@@ -92,14 +106,14 @@ def choose(
             "expected at least one input that the model gets right, got none: there is nothing to certify"
         )
     asked = Few(model, x, y, threat, sizes, rows, seconds, batch_size)
-    trials, known = ladder(asked, PROOFS if proofs is None else proofs)
+    trials = ladder(asked)
     fitting = [trial for trial in trials if not trial.refused]
     best = max(fitting, key=lambda trial: trial.certified, default=None)  # the first, so the cheapest, of equals
     if best is not None and best.certified:
         cheaper = [trial for trial in fitting if trial.certified == best.certified]
         why = "No other method that fits covers more" if len(cheaper) == 1 else "The cheapest of those that cover most"
         reason = f"{why} ({best.certified} of {best.asked} pairs of {len(rows)} inputs and eps)."
-        return Choice(best.method, known[best.method], reason, tuple(trials))
+        return Choice(best.method, {}, reason, tuple(trials))
     return smoothed(asked, trials, seed)
 
 
@@ -131,15 +145,15 @@ class Few:
         return found, time.perf_counter() - started
 
 
-def ladder(asked: Few, proofs: Mapping[str, Maker]) -> tuple[list[Trial], dict[str, Maker]]:
+def ladder(asked: Few) -> list[Trial]:
     """Trials of proofs, from the cheapest on; the rest is left out once one covers the whole probe."""
     try:
         graph = trace(asked.model, asked.x[:1])
     except CertifyError as error:
-        return [Trial("proofs", refused=str(error))], {}
+        return [Trial("proofs", refused=str(error))]
     trials: list[Trial] = []
     before = math.inf
-    for name, make in proofs.items():
+    for name, make in PROOFS.items():
         expected = before * dearer(asked, graph, name) if trials else 0.0
         if expected > asked.seconds / 2:
             trials.append(Trial(name, refused=f"left out with all that is dearer: one input may take {expected:.2g} s"))
@@ -151,7 +165,7 @@ def ladder(asked: Few, proofs: Mapping[str, Maker]) -> tuple[list[Trial], dict[s
         trials.append(trial)
         if trial.seconds > asked.seconds or trial.certified == trial.asked > 0:
             break
-    return trials, dict(proofs)
+    return trials
 
 
 def dearer(asked: Few, graph: Graph, name: str) -> float:
@@ -202,7 +216,7 @@ def smoothed(asked: Few, trials: list[Trial], seed: int) -> Choice:
     free = int((asked.ball(asked.rows[:1], largest).around(asked.x[asked.rows[:1]]).high > 0).sum())
     unit = largest * (math.sqrt(free) if norm == "linf" else 1.0)
     noise = "uniform" if norm == "l1" else "gaussian"
-    pairs, options = len(asked.rows) * len(asked.sizes), []
+    pairs, shown = len(asked.rows) * len(asked.sizes), []
     for factor in (0.5, 1.0, 2.0):
         make = partial(Smoothing, sigma=factor * unit, n=min(draws, PROBE_DRAWS), noise=noise, seed=seed + 1)
         found, took = asked.run(make, asked.model, asked.rows, largest)
@@ -211,13 +225,11 @@ def smoothed(asked: Few, trials: list[Trial], seed: int) -> Choice:
             f"Smoothing, sigma {factor * unit:.3g}",
         )
         trials.append(Trial(f"{name}, {make.keywords['n']} draws", count, pairs, took * len(asked.x) / len(asked.rows)))
-        options.append((count, float(found.radius.mean()), factor * unit))
-    count, _, sigma = max(options, key=lambda option: option[:2])
+        shown.append((count, float(found.radius.mean()), factor * unit))
+    count, _, sigma = max(shown, key=lambda one: one[:2])
     reason = (
         f"{why} Smoothing says how a randomised classifier made of this model behaves, with a probability, and so needs no "
         f"bounds; of {pairs} pairs of inputs and eps tried it covers {count}."
     )
-    return Choice(
-        f"Smoothing (sigma {sigma:.3g}, {draws} draws)", partial(Smoothing, sigma=sigma, n=draws, noise=noise, seed=seed),
-        reason, tuple(trials),
-    )  # fmt: skip
+    options = {"sigma": sigma, "n": draws, "noise": noise, "seed": seed}
+    return Choice("Smoothing", options, reason, tuple(trials))

@@ -79,7 +79,9 @@ class CLEVER:
 
     def __post_init__(self) -> None:
         if self.threat.norm not in DUAL:
-            raise CertifyError(f"expected a threat of linf, l2 or l1, got {self.threat.norm}, which has no gradient norm")
+            raise CertifyError(
+                f"expected a threat of linf, l2 or l1, got {self.threat.norm}, which has no gradient norm"
+            )
         if self.order not in (1, 2) or (self.order == 2 and self.threat.norm != "l2"):
             raise CertifyError(f"expected order 1, or order 2 with l2, got order {self.order} with {self.threat.norm}")
         if min(self.batches, self.samples, 1 if self.pool is None else self.pool) < 1 or self.batches < 2:
@@ -119,7 +121,9 @@ class CLEVER:
             for i in tqdm(range(len(x)), desc=type(self).__name__, delay=2)
         ]
         scores, fits = (list(part) for part in zip(*rows, strict=True))
-        whole = [torch.stack([getattr(each, name) for each in fits]) for name in ("location", "shape", "pvalue", "fallback")]
+        whole = [
+            torch.stack([getattr(each, name) for each in fits]) for name in ("location", "shape", "pvalue", "fallback")
+        ]
         return Estimate(targets, torch.stack(scores), *whole)
 
     def ball(self, x: Tensor) -> Region:

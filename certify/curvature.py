@@ -25,7 +25,9 @@ def largest_curvature(
     found = []
     for j in range(function(points[:1].detach()).shape[1]):
         product = hessian(lambda z, j=j: function(z)[:, j], points, moving)
-        start = torch.randn(points.shape[0], points[0].numel(), device=points.device, dtype=points.dtype, generator=generator)
+        start = torch.randn(
+            points.shape[0], points[0].numel(), device=points.device, dtype=points.dtype, generator=generator
+        )
         zero = torch.zeros(len(points), device=points.device, dtype=points.dtype)
         top = dominant(product, start * moving, zero)
         other = dominant(product, start * moving, top) + top
