@@ -9,16 +9,21 @@ ICLR 2021, arXiv:2011.13824 (slopes that are trained).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from adversarial.threat import Region
+from certify.affine import Box, Convolution, Pointwise
+from certify.coupling import Coupling
+from certify.front import Front, begun
 from certify.graph import Graph
-from certify.rules import Box, Slopes, rule_of, total
+from certify.nonlinear import OneNumber, Slopes
+from certify.rules import ONE_EACH, rule_of
 
-NUMBERS = 2**25  # of the largest tensor in front of a node's values: 128 MB in float32
+NUMBERS = 2**24  # of the largest tensor in front of a node's values: 64 MB in float32
 
 
 class Bounds:
@@ -31,21 +36,30 @@ class Bounds:
         self.graph, self.region = graph, region
         self.rules = {name: rule_of(node) for name, node in graph.nodes.items() if name != graph.input}
         self.boxes: dict[str, Box] = {}
+        self.relaxed: dict[str, tuple[Tensor, ...]] = {}
+        self.sizes: dict[str, int] = {}
+        self.coupling: Coupling | None = None
         self.curved = frozenset(name for name, rule in self.rules.items() if rule.nonlinear)
-        self.widest = max(node.shape.numel() for node in graph.nodes.values())
 
     def intervals(self) -> Bounds:
         """Boxes by interval arithmetic, never wider than those that are known."""
-        for name, node in self.graph.nodes.items():
-            if name == self.graph.input:
-                found = self.region.box()
-            else:
-                found = self.rules[name].box(node, [self.boxes[other] for other in node.inputs])
-            if name in self.boxes:
-                low, high = self.boxes[name]
-                found = torch.maximum(low, found[0]), torch.minimum(high, found[1])
-            self.boxes[name] = found
+        self.narrow(self.graph.input, self.region.box())
+        for name in self.rules:
+            self.narrow(name, self.interval(name))
         return self
+
+    def interval(self, name: str) -> Box:
+        node = self.graph.nodes[name]
+        return self.rules[name].box(node, [self.boxes[other] for other in node.inputs])
+
+    def narrow(self, name: str, box: Box) -> None:
+        """Keep what both this box and the known one hold; what was made of the old one is dropped."""
+        low, high = box
+        if name in self.boxes:
+            low, high = torch.maximum(low, self.boxes[name][0]), torch.minimum(high, self.boxes[name][1])
+        self.boxes[name] = low, high
+        for other in self.graph.readers[name]:
+            self.relaxed.pop(other, None)
 
     def tighten(self) -> Bounds:
         """Backward bounds for every box that a nonlinear rule leans on, in the order of the graph."""
@@ -54,28 +68,43 @@ class Bounds:
         return self
 
     def wanted(self) -> list[str]:
-        """Nodes, other than the input, whose boxes nonlinear rules lean on."""
-        names = {
-            other for name, rule in self.rules.items() if rule.nonlinear for other in self.graph.nodes[name].inputs
-        }
-        return [name for name in self.graph.nodes if name in names and name != self.graph.input]
+        """Nodes, other than the input, whose boxes nonlinear rules lean on and intervals do not already have exactly."""
+        names = {other for name in self.curved for other in self.graph.nodes[name].inputs}
+        exact = self.exact() if self.region.norm == "linf" else set()
+        return [name for name in self.graph.nodes if name in names and name not in exact]
+
+    def exact(self) -> set[str]:
+        """Nodes whose intervals nothing can improve: behind one operation that mixes the numbers of an L∞ box, and no other."""
+        single, mixed = {self.graph.input}, set()
+        for name, rule in self.rules.items():
+            node = self.graph.nodes[name]
+            if len(node.inputs) > 1 or rule.nonlinear:
+                continue
+            keeps = node.op in ONE_EACH or (isinstance(rule, Pointwise) and self.local(name))
+            if node.inputs[0] in single:
+                (single if keeps else mixed).add(name)
+            elif node.inputs[0] in mixed and keeps:
+                mixed.add(name)
+        return single | mixed
 
     @torch.no_grad()
-    def update(self, name: str) -> None:
-        """The boxes of this node and of those after it, this one bounded backwards where that can matter."""
-        low, high = (side.clone() for side in self.boxes[name])
+    def update(self, name: str, bound: Callable[[str, Front], Tensor] | None = None) -> None:
+        """The boxes of this node and of those after it, this one bounded backwards where that can matter.
+
+        bound: what gives the least of rows (G, R) instead of lines that leave the least area.
+        """
+        low, high = (side.flatten(1).clone() for side in self.boxes[name])
+        shape = self.graph.nodes[name].shape
         wanted = self.undecided(name).flatten(1)
-        for sign, side in ((1.0, low), (-1.0, high)):
-            rows, places = wanted.nonzero(as_tuple=True)
-            for some, where in self.portions(rows, places):
-                a = low.new_zeros(len(some), wanted.shape[1])
-                a[torch.arange(len(some)), where] = sign
-                found = self.lower(name, a.view(-1, *low.shape[1:]), some) * sign
-                flat = side.flatten(1)
-                better = torch.maximum if sign > 0 else torch.minimum
-                flat[some, where] = better(flat[some, where], found)
-                side.copy_(flat.view_as(side))
-        self.boxes[name] = low, torch.maximum(low, high)
+        most = int(wanted.sum(1).max())
+        places = wanted.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :most]
+        size = max(1, NUMBERS // (len(low) * self.size(name)))
+        for some in places.split(size, 1) if most else ():
+            for sign, side in ((1.0, low), (-1.0, high)):
+                front = begun(shape, some, sign, low, windowed=self.windowed(name))
+                found = (bound or self.lower)(name, front) * sign
+                side.scatter_reduce_(1, some, found, "amax" if sign > 0 else "amin")
+        self.narrow(name, (low.view(-1, *shape), torch.maximum(low, high).view(-1, *shape)))
         self.forward(name)
 
     def forward(self, changed: str) -> None:
@@ -84,61 +113,103 @@ class Bounds:
         for name, node in self.graph.nodes.items():
             if stale.intersection(node.inputs):
                 stale.add(name)
-                low, high = self.boxes[name]
-                found = self.rules[name].box(node, [self.boxes[other] for other in node.inputs])
-                self.boxes[name] = torch.maximum(low, found[0]), torch.minimum(high, found[1])
+                self.narrow(name, self.interval(name))
 
     def undecided(self, name: str) -> Tensor:
         """Places (B, …) of a node at which a smaller box would change a rule that leans on it."""
         low, high = self.boxes[name]
         found = torch.zeros_like(low, dtype=torch.bool)
-        for other, rule in self.rules.items():
-            node = self.graph.nodes[other]
-            if name in node.inputs and rule.nonlinear:
-                found |= rule.undecided(node, (low, high))
+        for other in self.graph.readers[name]:
+            found |= self.rules[other].undecided(self.graph.nodes[other], (low, high))
         return found
 
-    def portions(self, rows: Tensor, places: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """Pairs of samples and places, as many at a time as memory holds."""
-        size = max(1, NUMBERS // self.widest)
-        if not len(rows):
-            return
-        yield from zip(rows.split(size), places.split(size), strict=True)
+    def windowed(self, name: str) -> bool:
+        """Whether rows that begin at this node see windows of maps."""
+        while name in self.rules:
+            node, rule = self.graph.nodes[name], self.rules[name]
+            if not self.local(name):
+                return False
+            if isinstance(rule, Convolution):
+                return True
+            name = node.inputs[0]
+        return False
 
-    def lower(self, name: str, a: Tensor, owner: Tensor, slopes: dict[str, Slopes] | None = None) -> Tensor:
-        """The least (P,) that Σ A·value of a node can be, for rows A (P, …) of samples `owner` (P,).
+    def local(self, name: str) -> bool:
+        node = self.graph.nodes[name]
+        return self.rules[name].local(node, [self.graph.nodes[other].shape for other in node.inputs])
 
-        `slopes`: of the lines to use at nonlinear nodes instead of those that leave the least area.
-        """
-        return self.carried(name, a, owner, slopes or {}, frozenset())
+    def size(self, name: str) -> int:
+        """Numbers of the largest tensor that one row from this node needs on its way."""
+        if name not in self.sizes:
+            seen = [1]
+            place = torch.zeros(1, 1, dtype=torch.long, device=self.region.anchor.device)
+            front = begun(self.graph.nodes[name].shape, place, 1.0, self.region.anchor, windowed=self.windowed(name))
+            with torch.no_grad():
+                self.carried(name, replace(front, owner=place[0]), watch=lambda a: seen.append(a[0, 0].numel()))
+            self.sizes[name] = max(seen)
+        return self.sizes[name]
 
-    def elided(self, a: Tensor, owner: Tensor) -> Tensor:
+    def lower(self, name: str, front: Front) -> Tensor:
+        """The least (G, R) that Σ A·value of a node can be."""
+        return self.carried(name, front)
+
+    def elided(self, front: Front) -> Tensor:
         """The same for the logits by intervals, of the values in front of the last linear operations."""
-        return self.carried(self.graph.output, a, owner, {}, self.curved)
+        return self.carried(self.graph.output, front, stops=self.curved)
 
-    def carried(self, name: str, a: Tensor, owner: Tensor, slopes: dict[str, Slopes], stops: frozenset[str]) -> Tensor:
-        """A bound carried back to the input, or to the nodes among `stops`, whose boxes are taken."""
-        pending = {name: a}
-        bound = a.new_zeros(len(a))
-        for current in reversed(list(self.graph.nodes)):
+    def carried(
+        self, name: str, front: Front, slopes: Slopes | None = None, stops: frozenset[str] = frozenset(), watch: Callable[[Tensor], None] = len,
+    ) -> Tensor:  # fmt: skip
+        """A bound carried back to the input, or to the nodes among `stops`, whose boxes are taken.
+
+        slopes: of the lines to use at activations; `watch` is shown all numbers on the way.
+        """
+        pending, bound = {name: front}, front.a.new_zeros(front.a.shape[:2])
+        for current in reversed(self.graph.nodes):
             if current not in pending:
                 continue
-            front, node = pending.pop(current), self.graph.nodes[current]
-            if current in stops:
-                low, high = (side[owner] for side in self.boxes[current])
-                bound = bound + total(front.clamp(min=0), low) + total(front.clamp(max=0), high)
-                continue
+            front = pending.pop(current)
+            watch(front.a)
             if current == self.graph.input:
-                bound = bound + self.least(front, owner)
-                continue
-            boxes = [self.boxes[other] for other in node.inputs]
-            passed, constant = self.rules[current].back(node, front, owner, boxes, slopes.get(current))
-            bound = bound + constant
-            for other, part in zip(node.inputs, passed, strict=True):
-                pending[other] = pending[other] + part if other in pending else part
+                bound = bound + self.least(front)
+            elif current in stops:
+                low, high = (front.pick(side) for side in self.boxes[current])
+                bound = bound + front.total(low, front.a.clamp(min=0)) + front.total(high, front.a.clamp(max=0))
+            else:
+                front = front if front.window is None or self.local(current) else front.dense()
+                node = self.graph.nodes[current]
+                passed, constant = self.rules[current].back(node, front, self.planes(current), slopes)
+                if self.coupling is not None and isinstance(self.rules[current], OneNumber):
+                    constant = self.coupling.better(current, front, passed[0].a, self.planes(current), constant)
+                bound = bound + constant
+                for other, part in zip(node.inputs, passed, strict=True):
+                    pending[other] = pending[other] + part if other in pending else part
         return bound
 
-    def least(self, a: Tensor, owner: Tensor) -> Tensor:
-        """The least that A·x can be in the region (P,)."""
-        region = self.region[owner]
-        return (a * region.anchor).flatten(1).sum(1) - region.support(-a)
+    def planes(self, name: str) -> tuple[Tensor, ...]:
+        """What the rule of a node makes of its inputs' boxes."""
+        if name not in self.relaxed:
+            node = self.graph.nodes[name]
+            with torch.no_grad():
+                self.relaxed[name] = self.rules[name].relax(node, [self.boxes[other] for other in node.inputs])
+        return self.relaxed[name]
+
+    def least(self, front: Front) -> Tensor:
+        """The least (G, R) that A·x can be in the region."""
+        region = self.region
+        if region.norm == "linf":
+            middle, radius = (region.floor + region.ceiling) / 2, (region.ceiling - region.floor) / 2
+            return front.total(front.pick(middle)) - front.total(front.pick(radius), front.a.abs())
+        wide = front.a.shape
+        low, high = (
+            front.pick(each.view_as(region.anchor)).expand(wide).flatten(2) for each in (region.low, region.high)
+        )
+        eps = front.of(region.eps)[:, None].expand(wide[:2])
+        fall = replace(
+            region,
+            anchor=front.rows.flatten(1),
+            low=low.flatten(0, 1),
+            high=high.flatten(0, 1),
+            eps=eps.flatten(),
+        ).support(-front.rows)
+        return front.total(front.pick(region.anchor)) - fall.view(wide[:2])

@@ -49,11 +49,9 @@ class Curve:
         if not lower:
             return -self.mirrored().intercept(low, high, -slope, lower=True)
         with torch.no_grad():
-            places = [
-                low,
-                high,
-                *(torch.minimum(torch.maximum(torch.full_like(low, knot), low), high) for knot in self.knots),
-            ]
+            # knots first: where a knot is as low as an end, the line turns around it
+            places = [torch.minimum(torch.maximum(torch.full_like(low, knot), low), high) for knot in self.knots]
+            places += [low, high]
             values = torch.stack([self.f(x) - slope * x for x in places])
             least, which = values.min(0)
             x = torch.stack(places).gather(0, which[None])[0]
@@ -81,6 +79,22 @@ class Curve:
         ends = [-math.inf, *self.knots, math.inf]
         return list(pairwise(ends))
 
+    def straights(self) -> list[tuple[float, float]]:
+        """Slope and value at zero of every piece of a straight curve."""
+        found = []
+        for start, end in self.pieces():
+            one = start if math.isfinite(start) else min(end, 0.0) - 1
+            two = end if math.isfinite(end) else max(one, 0.0) + 1
+            low, high = self.f(torch.tensor([one, two], dtype=torch.float64)).tolist()
+            slope = (high - low) / (two - one)
+            found.append((slope, low - slope * one))
+        return found
+
+    def steepest(self, low: Tensor, high: Tensor) -> Tensor:
+        """The largest |f'| on [low, high]: at an end or where the curve changes its bend."""
+        knots = [torch.full_like(low, knot).clamp(low, high) for knot in self.knots]
+        return torch.stack([self.df(x).abs() for x in (low, high, *knots)]).amax(0)
+
     def mirrored(self) -> Curve:
         """Minus the function."""
         turned = self.bends.translate(str.maketrans("+-", "-+"))
@@ -88,13 +102,17 @@ class Curve:
 
     def slope(self, low: Tensor, high: Tensor, *, lower: bool) -> Tensor:
         """The slope, of the chord's and the tangents' at both ends and the middle, whose line leaves the least area."""
-        middle, wide = (low + high) / 2, high - low
-        narrow = wide <= 1e-6 * (1 + middle.abs())
-        chord = torch.where(narrow, self.df(middle), (self.f(high) - self.f(low)) / torch.where(narrow, 1.0, wide))
-        tried = torch.stack([chord, *(self.df(x) for x in (low, high, middle))])
+        middle, tried = (low + high) / 2, self.slopes(low, high)
         heights = torch.stack([self.intercept(low, high, k, lower=lower) + k * middle for k in tried])
         best = heights.argmax(0) if lower else heights.argmin(0)
         return tried.gather(0, best[None])[0]
+
+    def slopes(self, low: Tensor, high: Tensor) -> Tensor:
+        """Of the chord and of the tangents at both ends and the middle, stacked."""
+        middle, wide = (low + high) / 2, high - low
+        narrow = wide <= 1e-6 * (1 + middle.abs())
+        chord = torch.where(narrow, self.df(middle), (self.f(high) - self.f(low)) / torch.where(narrow, 1.0, wide))
+        return torch.stack([chord, *(self.df(x) for x in (low, high, middle))])
 
 
 def leaky(slope: float) -> Curve:

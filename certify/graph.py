@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -43,6 +44,18 @@ class Node:
     shape: torch.Size
     path: str
 
+    def double(self) -> Node:
+        """The same in double precision."""
+
+        def wide(argument: Any) -> Any:
+            if isinstance(argument, (list, tuple)):
+                return type(argument)(wide(each) for each in argument)
+            return argument.double() if torch.is_tensor(argument) and argument.is_floating_point() else argument
+
+        return replace(
+            self, args=tuple(map(wide, self.args)), kwargs={key: wide(value) for key, value in self.kwargs.items()}
+        )
+
     def run(self, *values: Tensor) -> Tensor:
         """The operation at these values (n, …) of `inputs`."""
         queue, rows = list(values), len(values[0])
@@ -69,6 +82,58 @@ class Graph:
     nodes: dict[str, Node]
     input: str
     output: str
+
+    @cached_property
+    def readers(self) -> dict[str, list[str]]:
+        """Which nodes take each node's value."""
+        found: dict[str, list[str]] = {name: [] for name in self.nodes}
+        for name, node in self.nodes.items():
+            for other in dict.fromkeys(node.inputs):
+                found[other].append(name)
+        return found
+
+    @cached_property
+    def norms(self) -> dict[tuple[str, str, str], float]:
+        """Norms of linear parts, found once."""
+        return {}
+
+    def anchors(self, name: str, known: frozenset[str]) -> list[str] | None:
+        """Nodes among `known` of which this one is a function; None where it also depends on others."""
+        found: dict[str, None] = {}
+        queue, seen = list(self.nodes[name].inputs), set()
+        while queue:
+            other = queue.pop()
+            if other in known:
+                found[other] = None
+            elif other == self.input:
+                return None
+            elif other not in seen:
+                seen.add(other)
+                queue += self.nodes[other].inputs
+        return list(found)
+
+    def between(self, source: str, target: str) -> Callable[[Tensor], Tensor]:
+        """The target's value as a function of the source's alone, others held at zero, in double precision."""
+        inside: set[str] = set()
+        for name, node in self.nodes.items():  # in order: what the source reaches
+            if name != source and (source in node.inputs or inside.intersection(node.inputs)):
+                inside.add(name)
+        queue, needed = [target], []
+        while queue:
+            name = queue.pop()
+            if name in inside and name not in needed:
+                needed.append(name)
+                queue += self.nodes[name].inputs
+        nodes = {name: node.double() for name, node in self.nodes.items() if name in needed}
+
+        def function(x: Tensor) -> Tensor:
+            found = {source: x}
+            for name, node in nodes.items():
+                zeros = (x.new_zeros(len(x), *self.nodes[other].shape) for other in node.inputs)
+                found[name] = node.run(*(found.get(o, z) for o, z in zip(node.inputs, zeros, strict=True)))
+            return found[target]
+
+        return function
 
     def __call__(self, x: Tensor) -> Tensor:
         """Logits (B, classes)."""

@@ -14,7 +14,8 @@ from adversarial import Spatial, lift
 from adversarial.attacks.gradient import PGD
 from adversarial.streams import Streams
 from adversarial.threat import Ball
-from certify import CROWN, IBP, AlphaCROWN, CertifyError
+from certify import CROWN, IBP, SDPCROWN, AlphaCROWN, CertifyError
+from certify.coupling import lagrangian
 from certify.curves import CURVES
 from certify.graph import trace
 
@@ -151,13 +152,13 @@ def test_no_point_of_the_threat_is_below_a_bound(name, monkeypatch):
         ball = Ball(norm, small * eps)
         truth = least_margin(model, ball, x, y, 40)
         found = {}
-        for certifier in (IBP(ball), CROWN(ball, "ibp"), CROWN(ball)):
+        for certifier in (IBP(ball), CROWN(ball, "ibp"), CROWN(ball), SDPCROWN(ball)):
             certificate = certifier(model, x, y)
             found[certifier] = certificate.margin
             assert (certificate.margin <= truth + 1e-5 * (1 + truth.abs())).all(), (norm, certificate.method)
             assert torch.equal(certificate.certified, certificate.margin > 0)
-        interval, _, crown = found.values()
-        assert (crown >= interval - 1e-5).all()
+        interval, _, crown, together = found.values()
+        assert (crown >= interval - 1e-5).all() and (together >= crown - 1e-5).all()
 
 
 @pytest.mark.parametrize("name", sorted(set(CURVES) - {"pow", "clamp", "clamp_min", "clamp_max"}))
@@ -249,6 +250,33 @@ def test_trained_slopes_only_help():
     crown, alpha = CROWN(ball)(model, x, y), AlphaCROWN(ball)(model, x, y)
     assert (alpha.margin >= crown.margin).all() and (alpha.margin > crown.margin + 1e-4).any()
     assert (alpha.margin <= least_margin(model, ball, x, y) + 1e-5).all()
+
+
+def test_numbers_of_a_layer_that_share_a_ball_are_bounded_together():
+    torch.manual_seed(0)
+    for name in ("relu", "leaky_relu", "relu6", "abs"):
+        curve = CURVES[name]()
+        c, g, centre = torch.randn(3, 4, 5, 6, dtype=torch.float64)
+        low, high = centre - torch.rand_like(centre), centre + torch.rand_like(centre)
+        radius = torch.rand(4, 1, dtype=torch.float64) + 0.3
+        found = lagrangian(curve, c, g, low, high, centre, radius)
+        noise = torch.randn(4000, 4, 5, 6, dtype=torch.float64)
+        z = centre + noise / noise.norm(dim=3, keepdim=True) * radius[..., None] * torch.rand(4000, 4, 5, 1) ** (1 / 6)
+        z = z.clamp(low, high)  # stays in the ball, whose centre lies in the box
+        assert (found <= (c * curve.f(z) - g * z).sum(3).amin(0) + 1e-9).all()
+    model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 4)).eval()
+    for layer in (model[0], model[2]):  # turned, not stretched: each number can move as far as all together
+        nn.init.orthogonal_(layer.weight)
+    x = torch.rand(8, 64)
+    y = model(x).argmax(1)
+    for norm, eps in (("l2", 0.4), ("l1", 0.8)):
+        ball = Ball(norm, eps)
+        crown, together = CROWN(ball)(model, x, y).margin, SDPCROWN(ball)(model, x, y).margin
+        trained = AlphaCROWN(ball, coupled=True)(model, x, y).margin
+        assert (
+            (together >= crown - 1e-6).all() and (together > crown + 1e-3).any() and (trained >= together - 1e-6).all()
+        )
+        assert (trained <= least_margin(model, ball, x, y) + 1e-5).all()
 
 
 def test_more_is_certified_of_a_smaller_threat_and_samples_do_not_meet():
