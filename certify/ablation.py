@@ -13,7 +13,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -21,10 +20,10 @@ from torch import Tensor, nn
 from adversarial.streams import Streams
 from adversarial.threat import Ball
 from certify.certificate import Certificate
-from certify.checks import check_classes, check_labels
+from certify.checks import check_labels
 from certify.errors import CertifyError
 from certify.graph import check_still
-from certify.votes import check_reach, check_sampling, chosen, lower_share, tally, upper_share
+from certify.votes import BoundsOf, check_bounds, check_sampling, counted, shares
 
 SLACK = 1e-12  # of a difference of shares, for what floating point rounds
 Encode = Callable[[Tensor, Tensor], Tensor]  # inputs (b, …) and what is kept, like one channel of them -> inputs
@@ -75,7 +74,7 @@ class Ablation:
     n0: int = 1000
     n: int = 10_000
     alpha: float = 0.05
-    bounds: Literal["top", "both"] = "top"
+    bounds: BoundsOf = "top"
     encode: Encode = doubled
     seed: int = 0
 
@@ -85,8 +84,7 @@ class Ablation:
             raise CertifyError(
                 f"expected an l0 ball, got {self.threat.norm}; randomised ablation covers changed places"
             )
-        if self.bounds not in ("top", "both"):
-            raise CertifyError(f'expected bounds "top" or "both", got {self.bounds!r}')
+        check_bounds(self.bounds, self.n, self.alpha)
         if self.keep < 1:
             raise CertifyError(f"expected at least one place to keep, got {self.keep}")
 
@@ -98,11 +96,14 @@ class Ablation:
         """
         check_labels(x, y)
         check_still(model)
-        check_reach(self.n, self.alpha if self.bounds == "top" else self.alpha / 2)
         region, streams = self.threat.around(x), Streams(x, self.seed)
-        first = self.counts(model, x, y, streams, self.n0, batch_size)
-        named = first.argmax(1)
-        low, high = self.shares(self.counts(model, x, y, streams, self.n, batch_size), named)
+
+        def draw(rows: Tensor, draws: int) -> Tensor:
+            return self.drawn(x[rows], streams, rows, draws)
+
+        named = counted(model, y, draw, self.n0, batch_size).argmax(1)
+        counts = counted(model, y, draw, self.n, batch_size)
+        low, high = shares(counts, named, self.n, self.alpha, self.bounds)
         places = math.prod(self.positions(x))
         radius = torch.tensor(
             [-1 if p - q <= SLACK else reach(p - q - SLACK, places, self.keep) for p, q in zip(low.tolist(), high.tolist(), strict=True)],
@@ -115,31 +116,6 @@ class Ablation:
             prediction, certified, radius, torch.full_like(radius, torch.nan), self.threat, type(self).__name__,
             "probabilistic", 1 - self.alpha,
         )  # fmt: skip
-
-    def shares(self, counts: Tensor, named: Tensor) -> tuple[Tensor, Tensor]:
-        """A lower bound of the named class's share and an upper one of the largest other's (B,)."""
-        own, classes = counts.gather(1, named[:, None])[:, 0], counts.shape[1]
-        if self.bounds == "top":
-            low = lower_share(own, self.n, self.alpha)
-            return low, 1 - low
-        low = lower_share(own, self.n, self.alpha / 2)
-        others = counts.scatter(1, named[:, None], 0).amax(1)
-        return low, torch.minimum(1 - low, upper_share(others, self.n, self.alpha / 2 / (classes - 1)))
-
-    def counts(self, model: nn.Module, x: Tensor, y: Tensor, streams: Streams, n: int, batch_size: int) -> Tensor:
-        """Votes of each class (B, K) over n draws for each input."""
-        found, rows = [], torch.arange(len(x), device=x.device)
-        for some in rows.split(batch_size):
-            votes, left = 0, n
-            while left:
-                some_draws = min(left, max(1, batch_size // len(some)))
-                seen = self.drawn(x[some], streams, some, some_draws)
-                logits = model(seen)
-                check_classes(y, logits)
-                votes = votes + tally(chosen(logits).view(len(some), some_draws), logits.shape[1])
-                left -= some_draws
-            found.append(votes)
-        return torch.cat(found)
 
     def drawn(self, x: Tensor, streams: Streams, rows: Tensor, draws: int) -> Tensor:
         """So many random ablations of each of these inputs, (b·draws, …)."""

@@ -128,7 +128,7 @@ class Semantic:
         check_classes(y, logits)
         low, high = cells(*region.box(), self.counts(self.splits, region))
         away = norm_of_cells(region, low, high)
-        order = away.argsort(1, stable=True)
+        order = away.argsort(dim=1, stable=True)
         alive = (logits.argmax(1) == y) & logits.isfinite().all(1)
         certified, margin = alive.clone(), x.new_full((len(x),), torch.inf)
         radius = torch.where(alive, region.eps, 0)

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Literal
+
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from tqdm import tqdm
 
+from certify.checks import check_classes
 from certify.errors import CertifyError
+
+BoundsOf = Literal["top", "both"]
 
 
 def lower_share(count: Tensor, n: int, alpha: float) -> Tensor:
@@ -66,6 +73,49 @@ def check_reach(n: int, alpha: float) -> None:
         raise CertifyError(
             f"expected enough draws to show a majority with confidence {1 - alpha:g}, got {n}; take {least} or more"
         )
+
+
+@torch.no_grad()
+def counted(model: nn.Module, y: Tensor, draw: Callable[[Tensor, int], Tensor], n: int, batch_size: int) -> Tensor:
+    """Votes of each class (B, K) over n random versions of each of the inputs that y (B,) are the labels of.
+
+    `draw(rows, m)` gives m versions of each of these rows, row after row; a pass of the model reads `batch_size` at most.
+    """
+    found = []
+    with tqdm(total=len(y) * n, desc="votes", delay=2) as bar:
+        for rows in torch.arange(len(y), device=y.device).split(batch_size):
+            votes, left = torch.zeros(1, dtype=torch.long, device=y.device), n
+            while left:
+                m = min(left, max(1, batch_size // len(rows)))
+                logits = model(draw(rows, m))
+                check_classes(y, logits)
+                votes = votes + tally(chosen(logits).view(len(rows), m), logits.shape[1])
+                left -= m
+                bar.update(m * len(rows))
+            found.append(votes)
+    return torch.cat(found)
+
+
+def shares(counts: Tensor, named: Tensor, n: int, alpha: float, bounds: BoundsOf) -> tuple[Tensor, Tensor]:
+    """A lower bound of the named class's share and an upper one of the largest other's (B,), of counts (B, K).
+
+    "top" bounds the first and leaves the rest to the other; "both" bounds all classes, half of alpha on each side, which is
+    more where the other votes are spread.
+    """
+    own, classes = counts.gather(1, named[:, None])[:, 0], counts.shape[1]
+    if bounds == "top":
+        low = lower_share(own, n, alpha)
+        return low, 1 - low
+    low = lower_share(own, n, alpha / 2)
+    others = counts.scatter(1, named[:, None], 0).amax(1)
+    return low, torch.minimum(1 - low, upper_share(others, n, alpha / 2 / (classes - 1)))
+
+
+def check_bounds(bounds: BoundsOf, n: int, alpha: float) -> None:
+    """Raises: CertifyError for bounds that do not exist, and for an n at which nothing can be shown."""
+    if bounds not in ("top", "both"):
+        raise CertifyError(f'expected bounds "top" or "both", got {bounds!r}')
+    check_reach(n, alpha if bounds == "top" else alpha / 2)
 
 
 def chosen(outputs: Tensor) -> Tensor:
