@@ -18,7 +18,7 @@ from certify.errors import CertifyError
 from certify.graph import check_still
 from certify.weibull import Fit, fit
 
-NUMBERS, POINTS = 2**20, 2**14  # at most so many numbers, and points, enter the model at once
+NUMBERS, POINTS = 2**19, 2**14  # at most so many numbers, and points, enter the model at once
 
 
 @dataclass(frozen=True)
