@@ -74,7 +74,8 @@ def scale_l2(size: Tensor, eps: Tensor, limit: Tensor) -> Tensor:
             return scale
         left = (eps.square() - torch.where(full, limit, 0).square().sum(1)).clamp_min(0)
         free = torch.where(full, 0, size).square().sum(1).clamp_min(tiny)
-        scale, held = torch.maximum(scale, (left / free).sqrt()), full
+        grown = (left / free).clamp(max=torch.finfo(size.dtype).max).sqrt()  # infinity times zero is no number
+        scale, held = torch.maximum(scale, grown), full
 
 
 def l0(u: Tensor, eps: Tensor, low: Tensor, high: Tensor) -> Tensor:

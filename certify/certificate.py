@@ -182,6 +182,20 @@ def height_of(guarantees: Sequence[Guarantee]) -> str:
     return "estimated accuracy" if kinds == {"estimate"} else "certified accuracy"
 
 
+def proof(certifier: Any, logits: Tensor, y: Tensor, margins: Tensor, radius: Tensor, eps: Tensor) -> Certificate:
+    """A deterministic certificate of margins (B, classes) over the threat and of the radii (B,) that were shown.
+
+    What is predicted wrongly, and what is not finite, has no radius.
+    """
+    prediction, least = logits.argmax(1), margins.scatter(1, y[:, None], torch.inf).amin(1)
+    right = (prediction == y) & margins.isfinite().all(1) & radius.isfinite()
+    radius = torch.where(right, radius, 0).clamp(min=0)
+    certified = right & (radius >= eps) & (least > 0)
+    return Certificate(
+        prediction, certified, radius, least, certifier.threat, type(certifier).__name__, "deterministic"
+    )
+
+
 class Certifier(Protocol):
     """What every certifier is: a threat and options, called with a model of logits, inputs and their labels."""
 
