@@ -1,17 +1,39 @@
 """Robustness certificates for any module that returns logits: proofs and, named so, estimates over a threat set.
 
+    certificate = certify.CROWN(adversarial.Ball("linf", 2 / 255))(model, x, y)
+    certificate.certified, certificate.radius, certificate.summary()
+    certify.evaluate(model, x, y, {"CROWN": certify.CROWN}, threat=ball, eps=(0.0, 0.01, 0.03)).plot()
+
 Nothing here knows of reprogramming or of molecules.
 """
 
+from certify.ablation import Ablation
 from certify.auto import Choice, choose
 from certify.certificate import Certificate, Certifier
+from certify.clever import CLEVER
+from certify.cnncert import CNNCert
 from certify.contract import check_certifier
-from certify.crown import CROWN, IBP, AlphaCROWN
+from certify.crown import CROWN, IBP, SDPCROWN, AlphaCROWN
 from certify.errors import CertifyError
 from certify.evaluate import CertifiedPoint, CertifiedRobustness, evaluate
 from certify.graph import trace
+from certify.implicit import NEMON, ImplicitLipschitz, MixedMonotone
+from certify.lipschitz import Lipschitz
+from certify.operator_norm import conv_norm, operator_norm
+from certify.path_norm import path_norm, path_norm_prox
+from certify.polytope import WongKolter
+from certify.radius import radius_of
+from certify.resolvable import Gain, HeatBlur, Roll
+from certify.rewriting import RewriteSmoothing, Writings
+from certify.semantic import Semantic
+from certify.smoothing import Smoothing
+from certify.substitution import SAFER, Enumeration, Synonyms
+from certify.tss import TSS
 
 __all__ = [
-    "CROWN", "IBP", "AlphaCROWN", "Certificate", "CertifiedPoint", "CertifiedRobustness", "Certifier", "CertifyError", "Choice",
-    "check_certifier", "choose", "evaluate", "trace",
+    "CLEVER", "CROWN", "IBP", "NEMON", "SAFER", "SDPCROWN", "TSS", "Ablation", "AlphaCROWN", "CNNCert", "Certificate",
+    "CertifiedPoint", "CertifiedRobustness", "Certifier", "CertifyError", "Choice", "Enumeration", "Gain", "HeatBlur",
+    "ImplicitLipschitz", "Lipschitz", "MixedMonotone", "RewriteSmoothing", "Roll", "Semantic", "Smoothing", "Synonyms",
+    "WongKolter", "Writings", "check_certifier", "choose", "conv_norm", "evaluate", "operator_norm", "path_norm",
+    "path_norm_prox", "radius_of", "trace",
 ]  # fmt: skip
