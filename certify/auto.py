@@ -152,16 +152,18 @@ def ladder(asked: Few) -> list[Trial]:
     except CertifyError as error:
         return [Trial("proofs", refused=str(error))]
     trials: list[Trial] = []
-    before = math.inf
+    before = 0.0
     for name, make in PROOFS.items():
-        expected = before * dearer(asked, graph, name) if trials else 0.0
-        if expected > asked.seconds / 2:
-            trials.append(Trial(name, refused=f"left out with all that is dearer: one input may take {expected:.2g} s"))
-            break
+        started = time.perf_counter()
         try:
+            expected = before * dearer(asked, graph, name)
+            if expected > asked.seconds / 2:
+                much = f"left out with all that is dearer: one input may take {expected:.2g} s"
+                trials.append(Trial(name, refused=much))
+                break
             trial, before = tried(asked, graph, name, make)
         except CertifyError as error:
-            trial = Trial(name, refused=str(error))
+            trial, before = Trial(name, refused=str(error)), max(before, time.perf_counter() - started)
         trials.append(trial)
         if trial.seconds > asked.seconds or trial.certified == trial.asked > 0:
             break
@@ -213,18 +215,17 @@ def smoothed(asked: Few, trials: list[Trial], seed: int) -> Choice:
             f"expected time for {FEWEST} draws for each input or more, got time for {draws}; {why} Give more seconds or "
             "fewer rows"
         )
-    free = int((asked.ball(asked.rows[:1], largest).around(asked.x[asked.rows[:1]]).high > 0).sum())
+    region = asked.ball(asked.rows[:1], largest).around(asked.x[asked.rows[:1]])
+    free = int(((region.high > 0) | (region.low < 0)).sum())
     unit = largest * (math.sqrt(free) if norm == "linf" else 1.0)
     noise = "uniform" if norm == "l1" else "gaussian"
     pairs, shown = len(asked.rows) * len(asked.sizes), []
     for factor in (0.5, 1.0, 2.0):
         make = partial(Smoothing, sigma=factor * unit, n=min(draws, PROBE_DRAWS), noise=noise, seed=seed + 1)
         found, took = asked.run(make, asked.model, asked.rows, largest)
-        count, name = (
-            sum(int(found.reaches(size).sum()) for size in asked.sizes),
-            f"Smoothing, sigma {factor * unit:.3g}",
-        )
-        trials.append(Trial(f"{name}, {make.keywords['n']} draws", count, pairs, took * len(asked.x) / len(asked.rows)))
+        count = sum(int(found.reaches(size).sum()) for size in asked.sizes)
+        name = f"Smoothing, sigma {factor * unit:.3g}, {make.keywords['n']} draws"
+        trials.append(Trial(name, count, pairs, took * len(asked.x) / len(asked.rows)))
         shown.append((count, float(found.radius.mean()), factor * unit))
     count, _, sigma = max(shown, key=lambda one: one[:2])
     reason = (
