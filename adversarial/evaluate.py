@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from adversarial.goals import goal_of
 from adversarial.marks import mark_of
 from adversarial.probe import inspected, logits_of
 from adversarial.processes import agreed, gathered, share_of
+from adversarial.shares import curve_of, finished, line, names_of, table, wilson
 from adversarial.threat import Ball
 from reprogram.files import atomic_file
 
@@ -46,6 +47,10 @@ class Point:
     seconds: float
     broken: tuple[bool, ...]
 
+    @property
+    def name(self) -> str:
+        return self.attack
+
 
 @dataclass(frozen=True)
 class Robustness:
@@ -57,11 +62,7 @@ class Robustness:
 
     def curve(self, attack: str = WORST) -> list[Point]:
         """One attack's points by growing eps. Raises ValueError for a name that is not there."""
-        found = sorted((point for point in self.points if point.attack == attack), key=lambda point: point.eps)
-        if not found:
-            names = ", ".join(dict.fromkeys(point.attack for point in self.points))
-            raise ValueError(f"expected an attack among {names}, got {attack!r}")
-        return found
+        return curve_of(self.points, attack, "an attack")
 
     def to_json(self, path: str | Path) -> None:
         with atomic_file(path) as writing:
@@ -69,21 +70,17 @@ class Robustness:
 
     @classmethod
     def from_json(cls, path: str | Path) -> Robustness:
-        facts = json.loads(Path(path).read_text())
+        return cls.from_dict(json.loads(Path(path).read_text()))
+
+    @classmethod
+    def from_dict(cls, facts: dict[str, Any]) -> Robustness:
+        """Inverse of `dataclasses.asdict`."""
         points = tuple(Point(**point | {"broken": tuple(point["broken"])}) for point in facts["points"])
         return cls(facts["norm"], points, facts["mark"])
 
     def to_markdown(self) -> str:
         """A line per attack, a column per eps."""
-        names = list(dict.fromkeys(point.attack for point in self.points))
-        eps = sorted({point.eps for point in self.points})
-        lines = [
-            f"| accuracy under | {' | '.join(f'{self.norm} {e:g}' for e in eps)} |",
-            "| --- " * (len(eps) + 1) + "|",
-        ]
-        for name in names:
-            cells = [f"{p.accuracy:.3f} ({p.low:.3f} to {p.high:.3f})" for p in self.curve(name)]
-            lines.append(f"| {name} | {' | '.join(cells)} |")
+        lines = table(self.points, "accuracy under", self.norm)
         return "\n".join([*lines, "", f"n = {self.points[0].n}, 95 % intervals (Wilson) over samples"])
 
     def plot(self, ax: Axes | None = None) -> Axes:
@@ -91,22 +88,10 @@ class Robustness:
         from reprogram.plot import COLOURS, new_axes
 
         ax = ax or new_axes()
-        for i, name in enumerate(dict.fromkeys(point.attack for point in self.points)):
-            curve = self.curve(name)
-            eps = [point.eps for point in curve]
-            style = {"color": COLOURS[i % 6], "linewidth": 1.2, "zorder": 3}
-            if name == WORST:  # broad and behind: it lies on the strongest attack
-                style = {"color": "black", "linewidth": 5.0, "alpha": 0.3, "zorder": 2}
-            ax.plot(eps, [point.accuracy for point in curve], marker="o", markersize=3, label=name, **style)
-            if name == WORST:
-                ax.fill_between(
-                    eps, [p.low for p in curve], [p.high for p in curve], color="black", alpha=0.1, linewidth=0
-                )
-        ax.set_xlabel(f"eps ({self.norm})")
-        ax.set_ylabel("accuracy under attack")
-        ax.set_ylim(-0.02, 1.02)
-        ax.legend(frameon=False, fontsize="small")
-        return ax
+        for i, name in enumerate(names_of(self.points)):
+            worst = name == WORST  # broad and behind: it lies on the strongest attack
+            line(ax, self.curve(name), broad=worst, band=worst, **({} if worst else {"color": COLOURS[i % 6]}))
+        return finished(ax, self.norm, "accuracy under attack")
 
 
 def evaluate(
@@ -171,14 +156,9 @@ def measured(
 
 
 def point_of(name: str, eps: float, broken: Tensor, forwards: int, backwards: int, seconds: float) -> Point:
-    from scipy.stats import binomtest
-
     n, right = len(broken), int((~broken).sum())
-    interval = binomtest(right, n).proportion_ci(method="wilson")
-    return Point(
-        name, eps, right / n, interval.low, interval.high, n, forwards / n, backwards / n, round(seconds, 3),
-        tuple(broken.tolist()),
-    )  # fmt: skip
+    passes = forwards / n, backwards / n
+    return Point(name, eps, right / n, *wilson(right, n), n, *passes, round(seconds, 3), tuple(broken.tolist()))
 
 
 def worst_case(points: Sequence[Point]) -> list[Point]:

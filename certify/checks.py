@@ -15,6 +15,11 @@ def check_labels(x: Tensor, y: Tensor) -> None:
         raise CertifyError(f"expected labels ({len(x)},) of whole numbers, got {tuple(y.shape)} of {y.dtype}")
 
 
+def check_floating(x: Tensor) -> None:
+    if not x.is_floating_point():
+        raise CertifyError(f"expected inputs of floating point, got {x.dtype}; scale them to the threat's bounds first")
+
+
 def check_classes(y: Tensor, logits: Tensor) -> None:
     if logits.ndim != 2 or logits.shape[1] < 2:
         raise CertifyError(f"expected logits (B, classes) of two classes or more, got {tuple(logits.shape)}")

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from adversarial.streams import Streams
 from adversarial.threat import DUAL, Ball, Region, norm_of
 from certify.certificate import Certificate
-from certify.checks import check_classes, check_labels
+from certify.checks import check_classes, check_floating, check_labels
 from certify.curvature import largest_curvature
 from certify.errors import CertifyError
 from certify.graph import check_still
@@ -217,6 +217,7 @@ class Margins:
 def answers(model: nn.Module, x: Tensor, y: Tensor, batch_size: int) -> Tensor:
     """Logits of inputs and labels that were checked."""
     check_labels(x, y)
+    check_floating(x)
     check_still(model)
     with torch.no_grad():
         logits = torch.cat([model(rows) for rows in x.split(batch_size)])

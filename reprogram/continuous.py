@@ -50,7 +50,7 @@ class FromInputs(nn.Module):
 
     def __init__(self, model: Reprogrammed, key: str):
         super().__init__()
-        self.model, self.key = model, key
+        self.model, self.key, self.training = model, key, model.training
 
     def forward(self, x: Tensor) -> Tensor:
         return self.model.mapping(self.model.source(self.model.program({self.key: x})))
@@ -61,7 +61,7 @@ class FromEmbeddings(nn.Module):
 
     def __init__(self, model: Reprogrammed):
         super().__init__()
-        self.model = model
+        self.model, self.training = model, model.training
 
     def forward(self, x: Tensor) -> Tensor:
         batch = {"inputs_embeds": x[..., :-1], "attention_mask": x[..., -1].detach().round().long()}

@@ -9,22 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 import adversarial
 from reprogram.errors import DataError
 from reprogram.files import atomic_file, check_place
 from reprogram.model import Reprogrammed
 from reprogram.train import default_accelerator
-from tasks.inference import labels_of, read_like
+from tasks.threatened import REWRITES, Labelled, labelled
 
 ATTACKS = {
     "fgsm": adversarial.FGSM, "pgd": adversarial.PGD, "apgd": adversarial.APGD, "square": adversarial.Square,
     "deepfool": adversarial.DeepFool, "autoattack": adversarial.AutoAttack,
 }  # fmt: skip
-REWRITES = "rewrites"
-NORMS = ("linf", "l2", "l1")
-PIXELS = (0.0, 1 / 255, 2 / 255, 4 / 255, 8 / 255)
 
 
 @dataclass(frozen=True)
@@ -57,26 +53,13 @@ def attack_file(
     Raises: DataError for an unknown threat or attack, a missing eps, a norm for a model that predicts no classes.
     """
     accelerator = accelerator or default_accelerator()
-    model = Reprogrammed.from_pretrained(folder).to(accelerator.device)
-    about, kind, place = model.metadata.get("task", {}), str(model.mapping.kind), Path(out)
-    check_place(place)
-    read = read_like(data, about, input)
-    y = labels_of(read.table, list(target) or list(about.get("target") or []), kind, about)[read.positions]
-    some = np.flatnonzero(~np.isnan(y).reshape(len(y), -1).any(1))[:rows]
-    if not len(some):
-        raise DataError("expected rows with labels to attack, got none; choose the column with target")
-    inputs, y = [read.inputs[i] for i in some], y[some]
-    modality = str(about.get("modality") or read.table.modality or "molecules")
-    molecules = modality == "molecules"
-    threat = threat or (REWRITES if molecules else "linf")
-    if threat not in ((REWRITES, *NORMS) if molecules else NORMS):
-        names = ", ".join((REWRITES, *NORMS) if molecules else NORMS)
-        raise DataError(f"expected a threat among {names} for {modality}, got {threat}")
+    check_place(Path(out))
+    task = labelled(folder, data, rows=rows, input=input, target=target, accelerator=accelerator)
+    threat = task.threat(threat)
     if threat == REWRITES:
-        found = rewritten(model, inputs, y, place, seed, accelerator)
+        found = rewritten(task.model, task.inputs, task.y, Path(out), seed, accelerator)
     else:
-        images = modality == "images"
-        found = perturbed(model, inputs, y, place, threat, tuple(eps), attacks, seed, accelerator, images=images)
+        found = perturbed(task, Path(out), threat, tuple(eps), attacks, seed, accelerator)
     if accelerator.is_main_process:
         write(found)
     accelerator.wait_for_everyone()
@@ -109,31 +92,23 @@ def rewritten(
 
 
 def perturbed(
-    model: Reprogrammed, inputs: list[Any], y: np.ndarray, out: Path, norm: str, eps: tuple[float, ...],
-    names: Sequence[str], seed: int, accelerator: Any, *, images: bool,
+    task: Labelled, out: Path, norm: str, eps: tuple[float, ...], names: Sequence[str], seed: int, accelerator: Any
 ) -> Attacked:  # fmt: skip
     """Accuracy under each attack at each eps."""
     from reprogram.plot import save
 
-    if str(model.mapping.kind) != "classification":
-        raise DataError(f"expected a model of classes for the threat {norm}, got one of kind {model.mapping.kind}")
     if strange := [name for name in names if name not in ATTACKS]:
         raise DataError(f"expected attacks among {', '.join(ATTACKS)}, got {strange[0]}")
-    if not eps and not images:
-        raise DataError("expected eps, the sizes of the change, got none; give for example --eps 0.1 --eps 0.3")
-    view = model.continuous(inputs)
-    limits = {"low": 0.0, "high": 1.0} if images else {"low": None, "high": None}
-    ball = adversarial.Ball(norm, 1.0, mask=view.free, **limits)  # type: ignore[arg-type]
+    space = task.space(norm, eps)
     out.mkdir(parents=True, exist_ok=True)
-    labels = torch.from_numpy(y).long().flatten().to(view.inputs.device)
     curve = adversarial.evaluate(
-        view.module, view.inputs, labels, {name: ATTACKS[name] for name in names}, threat=ball, eps=eps or PIXELS, seed=seed,
+        space.module, space.x, space.y, {name: ATTACKS[name] for name in names}, threat=space.ball, eps=space.eps, seed=seed,
         batch_size=64, out=out / "points.json", accelerator=accelerator,
     )  # fmt: skip
     if accelerator.is_main_process:
         save(curve.plot(), out / "attack.png")
     points = [{k: v for k, v in asdict(point).items() if k != "broken"} for point in curve.points]
-    return Attacked(out, curve.to_markdown(), {"threat": norm, "n": len(y), "seed": seed, "points": points})
+    return Attacked(out, curve.to_markdown(), {"threat": norm, "n": len(task.y), "seed": seed, "points": points})
 
 
 def write(found: Attacked) -> None:

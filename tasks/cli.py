@@ -178,6 +178,36 @@ def attack(
 
 
 @app.command()
+def certify(
+    folder: options.Folder,
+    data: options.Data,
+    out: options.CertifyFolder = "runs/certify",
+    method: options.CertifyMethod = "auto",
+    threat: options.ThreatOption = None,
+    eps: options.Eps = None,
+    seconds: options.Seconds = 60.0,
+    sigma: options.Sigma = None,
+    draws: options.Draws = None,
+    rows: options.CertifiedRows = 64,
+    input: options.Input = None,
+    target: options.Target = None,
+    seed: options.Seed = 0,
+    config: options.Config = None,
+    as_json: options.Json = False,
+    debug: options.Debug = False,
+) -> None:
+    """Prove, or show with a probability, that a trained model keeps its answers; run again to resume a killed run."""
+    from tasks.certifying import certify_file
+
+    found = certify_file(
+        folder, data, out, method=method, threat=threat, eps=eps or (), sigma=sigma, draws=draws, seconds=seconds, rows=rows,
+        input=input, target=target or (), seed=seed,
+    )  # fmt: skip
+    if found.main:
+        typer.echo(json.dumps(found.facts) if as_json else f"{found.text}\n\nWritten to {out}/")
+
+
+@app.command()
 def optimize(
     starts: options.Starts,
     objective: options.Objective = None,

@@ -136,3 +136,15 @@ ThreatOption = Annotated[
 Eps = Annotated[list[float] | None, typer.Option(help="Size of the change; may be given several times.")]
 Attacks = Annotated[list[str] | None, typer.Option(help="fgsm, pgd (default), apgd, square, deepfool or autoattack.")]
 AttackedRows = Annotated[int, typer.Option("--rows", help="Rows that are attacked at most.", min=1)]
+CertifyFolder = Annotated[str, typer.Option("--out", help="Folder of results; an unfinished run in it goes on.")]
+CertifyMethod = Annotated[
+    str,
+    typer.Option(
+        "--method",
+        help="auto (the tightest that fits the time), ibp, crown-ibp, crown, alpha-crown, smoothing, or clever (an estimate).",
+    ),
+]
+Seconds = Annotated[float, typer.Option(help="Time that auto plans with.", min=1)]
+Sigma = Annotated[float | None, typer.Option(help="Standard deviation of smoothing's noise, in units of the inputs.")]
+Draws = Annotated[int | None, typer.Option(help="Smoothing's draws for each input.", min=1)]
+CertifiedRows = Annotated[int, typer.Option("--rows", help="Rows that are certified at most.", min=1)]
