@@ -33,8 +33,8 @@ class FirstOrderSmoothing:
 
     The draws that are counted also estimate $y_1 = \sigma \nabla p$; with bounds of its norms the worst classifier that agrees
     with all of it is found (`certify.worst_case`). Never less than the probability alone shows at (1 - share) alpha, which is
-    a little less than at all of alpha. What is gained: most for l1, for linf in few dimensions, and for a `mask` of the threat (one colour channel:
-    steps within a subspace); nothing to speak of for l2 balls of all features.
+    a little less than at all of alpha. What is gained: most for l1, for linf in few dimensions, and for a `mask` of the
+    threat (one colour channel: steps within a subspace); nothing to speak of for l2 balls of all features.
 
     Args:
         threat: a Ball of norm l2, l1 or linf; features that its mask freezes are the subspace's outside.
