@@ -32,9 +32,9 @@ class FirstOrderSmoothing:
     r"""Certificates of the classifier smoothed by Gaussian noise, from its probability and the gradient of it.
 
     The draws that are counted also estimate $y_1 = \sigma \nabla p$; with bounds of its norms the worst classifier that agrees
-    with all of it is found (`certify.worst_case`). Never less than the certificate of the probability alone at the same
-    confidence. What is gained: most for l1, for linf in few dimensions, and for a `mask` of the threat (one colour channel:
-    steps within a subspace); nothing to speak of for l2 balls of all features.
+    with all of it is found (`certify.worst_case`). Never less than the probability alone shows at (1 - share) alpha, which is
+    a little less than at all of alpha. What is gained: most for l1, for linf in few dimensions, and for a `mask` of the
+    threat (one colour channel: steps within a subspace); nothing to speak of for l2 balls of all features.
 
     Args:
         threat: a Ball of norm l2, l1 or linf; features that its mask freezes are the subspace's outside.
