@@ -3,7 +3,7 @@ r"""How far the nearest adversarial example is likely to be: the margin over an 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Literal
 
 import torch
@@ -58,6 +58,8 @@ class CLEVER:
         pool: None draws new points for every batch; a number draws so many times `samples` once, of which each batch
             takes `samples` again with repetition, at a small part of the cost. Maxima then repeat, so that the test often
             refuses the law and the largest sample counts.
+        rounds: further balls, each between the score so far and the last ball. What is known of a ball holds for it
+            alone, and in a smaller one the model is less steep, so the best score of all is nearer to the true distance.
         seed: of the points; an input's do not depend on which others share its call.
 
     The model is called with points, not with the inputs' batches: `batch_size` is of the predictions.
@@ -76,6 +78,7 @@ class CLEVER:
     targets: Literal["each", "runner-up", "least", "random"] = "each"
     order: Literal[1, 2] = 1
     pool: int | None = None
+    rounds: int = 0
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -91,6 +94,8 @@ class CLEVER:
             raise CertifyError(
                 f"expected two batches or more of one sample or more, got {self.batches} of {self.samples}, pool {self.pool}"
             )
+        if self.rounds < 0:
+            raise CertifyError(f"expected rounds from 0, got {self.rounds}")
         if not 0 < self.radius < float("inf"):
             raise CertifyError(f"expected a radius above 0 and finite, got {self.radius}")
         if self.targets not in ("each", "runner-up", "least", "random"):
@@ -148,40 +153,59 @@ class CLEVER:
         return order[:, :1] if self.targets == "runner-up" else order[:, -1:]
 
     def row(self, model: nn.Module, region: Region, y: int, targets: Tensor, seed: int) -> tuple[Tensor, Fit]:
-        """Scores (J,) of one input and what they lean on."""
-        margins = Margins(model, y, targets)
+        """Scores (J,) of one input and what they lean on: of every class those of the ball in which it scores most."""
+        margins, generator = Margins(model, y, targets), torch.Generator(region.anchor.device).manual_seed(seed)
         here, slope = margins.gradients(region.anchor, region)
-        found = fit(self.maxima(margins, region, torch.Generator(region.anchor.device).manual_seed(seed)))
-        g, steep, bound = here[:, 0].double(), slope[:, 0].double(), found.location
-        if self.order == 2:
-            distance = 2 * g / (steep + (steep.square() + 2 * g.clamp_min(0) * bound).sqrt())
-        else:
-            distance = g / bound
-        known = bound.isfinite() & g.isfinite() & steep.isfinite() & (g > 0)
-        return torch.where(known, distance.clamp(max=self.radius), 0).to(region.anchor), found
+        g, steep = here[:, 0].double(), slope[:, 0].double()
+        best, found = self.scored(margins, region, self.radius, g, steep, generator)
+        low, high = float(best.amin()), min(self.radius, float((g / steep).amin()))
+        for _ in range(self.rounds if low > 0 else 0):
+            radius = (low * max(low, high)) ** 0.5
+            smaller = replace(self.threat, eps=radius).around(region.anchor)
+            scores, other = self.scored(margins, smaller, radius, g, steep, generator)
+            better = scores > best
+            best = torch.where(better, scores, best)
+            names = [field.name for field in fields(Fit)]
+            found = Fit(*(torch.where(better, getattr(other, name), getattr(found, name)) for name in names))
+            low, high = float(best.amin()), (high if float(scores.amin()) >= radius else radius)
+        return best.to(region.anchor), found
 
-    def maxima(self, margins: Margins, region: Region, generator: torch.Generator) -> Tensor:
+    def scored(
+        self, margins: Margins, region: Region, radius: float, g: Tensor, steep: Tensor, generator: torch.Generator
+    ) -> tuple[Tensor, Fit]:
+        """Scores (J,) from one ball for margins g and gradient norms at the input."""
+        found = fit(self.maxima(margins, region, radius, generator))
+        if self.order == 2:
+            distance = 2 * g / (steep + (steep.square() + 2 * g.clamp_min(0) * found.location).sqrt())
+        else:
+            distance = g / found.location
+        known = found.location.isfinite() & g.isfinite() & steep.isfinite() & (g > 0)
+        return torch.where(known, distance.clamp(max=radius), 0), found
+
+    def maxima(self, margins: Margins, region: Region, radius: float, generator: torch.Generator) -> Tensor:
         """The largest of each batch (J, batches)."""
         if self.pool is not None:
             size = self.pool * self.samples
-            values = torch.cat(list(self.values(margins, region, size, generator)), 1)
+            values = torch.cat(list(self.values(margins, region, radius, size, generator)), 1)
             values = torch.where(values.isfinite().all(1, keepdim=True), values, torch.nan)  # which batches might miss
             pick = torch.randint(size, (self.batches, self.samples), generator=generator, device=values.device)
             return values.sort(1, descending=True).values[:, pick.amin(1)]
         found = torch.full((len(margins.targets), self.batches), -torch.inf, device=region.anchor.device)
         done = 0
-        for values in self.values(margins, region, self.batches * self.samples, generator):
+        for values in self.values(margins, region, radius, self.batches * self.samples, generator):
             batch = torch.arange(done, done + values.shape[1], device=values.device) // self.samples
             found = found.scatter_reduce(1, batch.expand(len(found), -1), values.to(found), "amax")
             done += values.shape[1]
         return found
 
-    def values(self, margins: Margins, region: Region, count: int, generator: torch.Generator) -> Iterator[Tensor]:
+    def values(
+        self, margins: Margins, region: Region, radius: float, count: int, generator: torch.Generator
+    ) -> Iterator[Tensor]:
         """Gradient norms or curvatures (J, some) at `count` random points."""
         size = region.anchor.numel()
         most = max(1, min(POINTS, NUMBERS // size))
         for start in range(0, count, most):
-            points = drawn(region, self.radius, min(most, count - start), generator)
+            points = drawn(region, radius, min(most, count - start), generator)
             if self.order == 1:
                 yield margins.gradients(points, region)[1]
             else:

@@ -97,14 +97,14 @@ def test_an_input_has_its_score_in_any_company_and_for_any_seed_its_own(pool):
 
 
 def test_batches_are_those_of_the_order_in_which_points_are_drawn(monkeypatch):
-    def seven_at_a_time(self, margins, region, count, generator):
+    def seven_at_a_time(self, margins, region, radius, count, generator):
         yield from torch.arange(count).float()[None].split(7, 1)
 
     monkeypatch.setattr(CLEVER, "values", seven_at_a_time)
     model, x = perceptron(4, 3), torch.rand(1, 4)
     certifier = CLEVER(Ball("l2", 0.1), batches=6, samples=10)
     margins = Margins(model, 0, torch.tensor([1]))
-    assert certifier.maxima(margins, certifier.ball(x), torch.Generator()).tolist() == [[9.0, 19, 29, 39, 49, 59]]
+    assert certifier.maxima(margins, certifier.ball(x), 5.0, torch.Generator()).tolist() == [[9.0, 19, 29, 39, 49, 59]]
 
 
 @pytest.mark.parametrize("norm", NORMS)
@@ -136,11 +136,13 @@ def test_the_score_of_a_plane_is_below_the_nearest_example_and_near_it():
     line = torch.linspace(-0.6, 0.6, 241)
     steps = torch.cartesian_prod(line, line)
     for norm in NORMS:
-        scores = CLEVER(Ball(norm, 0.1, None, None), batches=50, samples=256, radius=0.6)(model, x, y).radius
+        one = CLEVER(Ball(norm, 0.1, None, None), batches=50, samples=256, radius=0.6)(model, x, y).radius
+        more = CLEVER(Ball(norm, 0.1, None, None), batches=50, samples=256, radius=0.6, rounds=3)(model, x, y).radius
+        assert bool((more >= one).all()) and bool((more > one * 1.05).any())
         for row in range(8):
             sizes = norm_of(steps[model(x[row] + steps).argmax(1) != y[row]], norm)
             nearest = min(float(sizes.amin()) if len(sizes) else math.inf, 0.6)
-            assert 0.2 * nearest <= float(scores[row]) <= nearest * 1.02 + 0.005
+            assert 0.2 * nearest <= float(one[row]) <= float(more[row]) <= nearest * 1.02 + 0.005
 
 
 def test_what_is_not_finite_has_no_score():
@@ -257,6 +259,7 @@ def test_the_second_order_of_a_quadratic_is_its_exact_bound():
     (lambda m, x, y: CLEVER(Ball("l2", 0.1), batches=1), "two batches"),
     (lambda m, x, y: CLEVER(Ball("l2", 0.1), pool=0), "pool 0"),
     (lambda m, x, y: CLEVER(Ball("l2", 0.1), radius=0.0), "a radius above 0"),
+    (lambda m, x, y: CLEVER(Ball("l2", 0.1), rounds=-1), "rounds from 0"),
     (lambda m, x, y: CLEVER(Ball("l2", 0.1), targets="worst"), "got 'worst'"),
     (lambda m, x, y: CLEVER(Ball("linf", torch.full((3,), 0.1)))(m, x, y), "one eps"),
     (lambda m, x, y: CLEVER(Ball("l2", 0.1))(m.train(), x, y), "evaluation mode"),
