@@ -9,11 +9,14 @@ Nothing here knows of reprogramming or of molecules.
 
 from certify.ablation import Ablation
 from certify.auto import Choice, choose
+from certify.branch import BetaCROWN
+from certify.cascade import Cascade
 from certify.certificate import Certificate, Certifier
 from certify.clever import CLEVER
 from certify.cnncert import CNNCert
 from certify.contract import check_certifier
 from certify.crown import CROWN, IBP, SDPCROWN, AlphaCROWN
+from certify.envelope import NonUniformBox, PolyhedralEnvelope
 from certify.errors import CertifyError
 from certify.evaluate import CertifiedPoint, CertifiedRobustness, evaluate
 from certify.graph import trace
@@ -27,13 +30,15 @@ from certify.resolvable import Gain, HeatBlur, Roll
 from certify.rewriting import RewriteSmoothing, Writings
 from certify.semantic import Semantic
 from certify.smoothing import Smoothing
+from certify.splitting import InputSplit
 from certify.substitution import SAFER, Enumeration, Synonyms
 from certify.tss import TSS
 
 __all__ = [
-    "CLEVER", "CROWN", "IBP", "NEMON", "SAFER", "SDPCROWN", "TSS", "Ablation", "AlphaCROWN", "CNNCert", "Certificate",
-    "CertifiedPoint", "CertifiedRobustness", "Certifier", "CertifyError", "Choice", "Enumeration", "Gain", "HeatBlur",
-    "ImplicitLipschitz", "Lipschitz", "MixedMonotone", "RewriteSmoothing", "Roll", "Semantic", "Smoothing", "Synonyms",
-    "WongKolter", "Writings", "check_certifier", "choose", "conv_norm", "evaluate", "operator_norm", "path_norm",
-    "path_norm_prox", "radius_of", "trace",
+    "CLEVER", "CROWN", "IBP", "NEMON", "SAFER", "SDPCROWN", "TSS", "Ablation", "AlphaCROWN", "BetaCROWN", "CNNCert",
+    "Cascade", "Certificate", "CertifiedPoint", "CertifiedRobustness", "Certifier", "CertifyError", "Choice",
+    "Enumeration", "Gain", "HeatBlur", "ImplicitLipschitz", "InputSplit", "Lipschitz", "MixedMonotone", "NonUniformBox",
+    "PolyhedralEnvelope", "RewriteSmoothing", "Roll", "Semantic", "Smoothing", "Synonyms", "WongKolter", "Writings",
+    "check_certifier", "choose", "conv_norm", "evaluate", "operator_norm", "path_norm", "path_norm_prox", "radius_of",
+    "trace",
 ]  # fmt: skip

@@ -145,20 +145,7 @@ def settings(node: Node) -> tuple[Tensor, list[int], list[int], list[int], int] 
 
 def weighted(node: Node, *reach: Tensor) -> Tensor:
     """A product with constants: with their absolute values, and without what is added."""
-
-    def bare(argument: Any) -> Any:
-        if torch.is_tensor(argument) and argument.is_floating_point():
-            return argument.abs()
-        return abs(argument) if isinstance(argument, (int, float)) else argument
-
-    args = [bare(argument) for argument in node.args]
-    if node.op in ("linear", "conv1d", "conv2d", "conv3d", "convolution", "conv_transpose1d", "conv_transpose2d"):
-        args[2:3] = [None] * len(args[2:3])
-    if node.op == "addmm":
-        args[0] = torch.zeros_like(args[0])
-    return replace(node, args=tuple(args), kwargs={name: bare(value) for name, value in node.kwargs.items()}).run(
-        *reach
-    )
+    return node.absolute.run(*reach)
 
 
 def added(node: Node, *reach: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -38,6 +39,7 @@ class Bounds:
         self.boxes: dict[str, Box] = {}
         self.relaxed: dict[str, tuple[Tensor, ...]] = {}
         self.sizes: dict[str, int] = {}
+        self.done: set[str] = set()
         self.coupling: Coupling | None = None
         self.curved = frozenset(name for name, rule in self.rules.items() if rule.nonlinear)
 
@@ -47,6 +49,14 @@ class Bounds:
         for name in self.rules:
             self.narrow(name, self.interval(name))
         return self
+
+    def __getitem__(self, rows: Tensor) -> Bounds:
+        """The same for some of the samples, each as often as it is named."""
+        found = Bounds(self.graph, self.region[rows])
+        found.boxes = {name: (low[rows], high[rows]) for name, (low, high) in self.boxes.items()}
+        found.sizes, found.done = self.sizes, set(self.done)
+        found.coupling = None if self.coupling is None else self.coupling[rows]
+        return found
 
     def interval(self, name: str) -> Box:
         node = self.graph.nodes[name]
@@ -64,7 +74,17 @@ class Bounds:
     def tighten(self) -> Bounds:
         """Backward bounds for every box that a nonlinear rule leans on, in the order of the graph."""
         for name in self.wanted():
-            self.update(name)
+            if name not in self.done:
+                self.update(name)
+                self.done.add(name)
+        return self
+
+    def couple(self) -> Bounds:
+        """Use that the numbers of a layer share a ball, where the threat is an L2 or L1 ball."""
+        if self.region.norm in ("l2", "l1") and self.coupling is None:
+            with torch.no_grad():
+                self.coupling = Coupling.of(self.graph, self.region, self.boxes)
+            self.done.clear()
         return self
 
     def wanted(self) -> list[str]:
@@ -145,7 +165,7 @@ class Bounds:
             place = torch.zeros(1, 1, dtype=torch.long, device=self.region.anchor.device)
             front = begun(self.graph.nodes[name].shape, place, 1.0, self.region.anchor, windowed=self.windowed(name))
             with torch.no_grad():
-                self.carried(name, replace(front, owner=place[0]), watch=lambda a: seen.append(a[0, 0].numel()))
+                self.carried(name, replace(front, owner=place[0]), watch=lambda _, a: seen.append(a[0, 0].numel()))
             self.sizes[name] = max(seen)
         return self.sizes[name]
 
@@ -158,7 +178,7 @@ class Bounds:
         return self.carried(self.graph.output, front, stops=self.curved)
 
     def carried(
-        self, name: str, front: Front, slopes: Slopes | None = None, stops: frozenset[str] = frozenset(), watch: Callable[[Tensor], None] = len,
+        self, name: str, front: Front, slopes: Slopes | None = None, stops: frozenset[str] = frozenset(), watch: Callable[[str, Tensor], Any] = lambda name, a: None,
     ) -> Tensor:  # fmt: skip
         """A bound carried back to the input, or to the nodes among `stops`, whose boxes are taken.
 
@@ -169,7 +189,10 @@ class Bounds:
             if current not in pending:
                 continue
             front = pending.pop(current)
-            watch(front.a)
+            if slopes is not None:
+                front, held = slopes.held(current, front)
+                bound = bound + held
+            watch(current, front.a)
             if current == self.graph.input:
                 bound = bound + self.least(front)
             elif current in stops:

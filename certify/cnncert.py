@@ -122,4 +122,6 @@ class CNNCert:
         graph, once = trace(model, x), Lines(self.threat, self.relu)
         asked = once(graph, x, y, batch_size=batch_size)
         radius = radius_of(once, graph, x, y, start=self.start, steps=self.steps, batch_size=batch_size)
-        return replace(asked, radius=torch.maximum(radius, asked.radius), method=type(self).__name__)
+        radius = torch.maximum(radius, asked.radius)
+        certified = (radius > 0) & (radius >= self.threat.around(x).eps)  # also by a larger ball
+        return replace(asked, certified=certified, radius=radius, method=type(self).__name__)

@@ -14,6 +14,8 @@ the distance moved to ρ, not by gradients; leaky, clamped and other straight fu
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -30,38 +32,35 @@ STEPS = 3
 BLOCK = 2**17  # numbers at a time, to stay in the processor's cache
 
 
+@dataclass(frozen=True)
 class Coupling:
-    """Centres and radii of the balls that the values of a graph stay in when its input stays in a region."""
+    """Centres (B, …) and radii (B,) of the balls that the values of a graph stay in when its input stays in a region."""
 
-    def __init__(self, graph: Graph, region: Region, boxes: dict[str, Box]):
-        self.graph = graph
-        self.centres = graph.values(region.anchor)
-        self.radii = {graph.input: region.eps}
-        self.norm = region.norm
+    graph: Graph
+    centres: dict[str, Tensor]
+    radii: dict[str, Tensor]
+
+    @classmethod
+    def of(cls, graph: Graph, region: Region, boxes: dict[str, Box]) -> Coupling:
+        radii, norm = {graph.input: region.eps}, region.norm
         for name, node in graph.nodes.items():
             if name == graph.input:
                 continue
-            rule = rule_of(node)
-            if isinstance(rule, OneNumber) and node.inputs[0] in self.radii:
-                steepest = rule.curve(node).steepest(*boxes[node.inputs[0]])
-                self.radii[name] = self.radii[node.inputs[0]] * steepest.flatten(1).amax(1)
-            elif isinstance(rule, Largest) and node.inputs[0] in self.radii:
-                self.radii[name] = self.radii[node.inputs[0]]
+            rule, before = rule_of(node), node.inputs[0]
+            if isinstance(rule, OneNumber) and before in radii:
+                radii[name] = radii[before] * rule.curve(node).steepest(*boxes[before]).flatten(1).amax(1)
+            elif isinstance(rule, Largest) and before in radii:
+                radii[name] = radii[before]
             elif not rule.nonlinear and any(rule_of(graph.nodes[reader]).nonlinear for reader in graph.readers[name]):
-                anchors = graph.anchors(name, frozenset(self.radii))
+                anchors = graph.anchors(name, frozenset(radii))
                 if anchors is not None:
-                    self.radii[name] = sum(self.radii[anchor] * self.gain(anchor, name) for anchor in anchors)
+                    radii[name] = sum(radii[anchor] * gain(graph, anchor, name, norm) for anchor in anchors)
+        return cls(graph, graph.values(region.anchor), radii)
 
-    def gain(self, source: str, target: str) -> float:
-        """By how much more a value moves than the one it is linear in, in L2 (an input of an L1 threat in L1)."""
-        norm = "l1" if self.norm == "l1" and source == self.graph.input else "l2"
-        key = source, target, norm
-        if key not in self.graph.norms:
-            shape, device = self.graph.nodes[source].shape, self.centres[source].device
-            self.graph.norms[key] = operator_norm(
-                self.graph.between(source, target), norm, "l2", shape=shape, device=device
-            )
-        return self.graph.norms[key]
+    def __getitem__(self, rows: Tensor) -> Coupling:
+        """The same for some of the samples."""
+        centres, radii = ({k: v[rows] for k, v in each.items()} for each in (self.centres, self.radii))
+        return Coupling(self.graph, centres, radii)
 
     def better(self, name: str, front: Front, passed: Tensor, relaxed: tuple[Tensor, ...], constant: Tensor) -> Tensor:
         """The constant (G, R) under Σ c·f(z) − g·z, for a front c and what passed, g, or the given one where that is larger."""
@@ -77,6 +76,15 @@ class Coupling:
             own = [each if each.shape[1] == 1 else each[:, some] for each in places]
             found.append(lagrangian(curve, c[:, some], g[:, some], *own, radius))
         return torch.maximum(constant, torch.cat(found, 1))
+
+
+def gain(graph: Graph, source: str, target: str, norm: str) -> float:
+    """By how much more a value moves than the one it is linear in, in L2 (an input of an L1 threat in L1)."""
+    key = source, target, "l1" if norm == "l1" and source == graph.input else "l2"
+    if key not in graph.norms:
+        linear, shape = graph.between(source, target), graph.nodes[source].shape
+        graph.norms[key] = operator_norm(linear, key[2], "l2", shape=shape, device=graph.device)
+    return graph.norms[key]
 
 
 def lagrangian(curve: Curve, c: Tensor, g: Tensor, low: Tensor, high: Tensor, centre: Tensor, radius: Tensor) -> Tensor:

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from adversarial.threat import Region, Threat, identity
+from certify.ascent import Ascent
 from certify.bounds import NUMBERS, Bounds
 from certify.certificate import Certificate, Certifier
 from certify.checks import check_classes, check_labels
-from certify.coupling import Coupling
-from certify.curves import Curve
 from certify.errors import CertifyError
 from certify.front import Front
-from certify.graph import Graph, Node, trace
+from certify.graph import Graph, trace
 
 
 class Linear(Certifier, Protocol):
@@ -110,15 +109,7 @@ class SDPCROWN(Linear):
 
     @torch.no_grad()
     def margins(self, bounds: Bounds, front: Front) -> Tensor:
-        return CROWN(self.threat).margins(coupled(bounds), front)
-
-
-def coupled(bounds: Bounds) -> Bounds:
-    """The same bounds with the balls of an L2 or L1 threat."""
-    if bounds.region.norm in ("l2", "l1") and bounds.coupling is None:
-        with torch.no_grad():
-            bounds.coupling = Coupling(bounds.graph, bounds.region, bounds.boxes)
-    return bounds
+        return CROWN(self.threat).margins(bounds.couple(), front)
 
 
 @dataclass(frozen=True)
@@ -144,14 +135,18 @@ class AlphaCROWN(Linear):
     decay: float = 0.98
 
     def margins(self, bounds: Bounds, front: Front) -> Tensor:
-        bounds = coupled(bounds) if self.coupled else bounds
+        bounds = bounds.couple() if self.coupled else bounds
         ascent = Ascent(bounds, self.iterations, self.rate, self.decay)
         best = CROWN(self.threat).margins(bounds, front)
-        if self.slopes == "full" and bool((best <= 0).any()):
-            for name in bounds.wanted():
-                bounds.update(name, ascent)
-            with torch.no_grad():
-                best = torch.maximum(best, bounds.lower(bounds.graph.output, front))
+        open_ = (best <= 0).any(1).nonzero()[:, 0]
+        if self.slopes == "full" and len(open_):
+            inner = bounds[open_]
+            ascent = replace(ascent, bounds=inner)
+            for name in inner.wanted():
+                inner.update(name, ascent)
+            rest = replace(self, slopes="last").margins(inner, Front(front.a[open_]))
+            best[open_] = torch.maximum(best[open_], rest)
+            return best
         group, row = (best <= 0).nonzero(as_tuple=True)
         for some in torch.arange(len(group)).split(max(1, NUMBERS // bounds.size(bounds.graph.output))):
             if len(some):
@@ -159,66 +154,6 @@ class AlphaCROWN(Linear):
                 found = ascent(bounds.graph.output, each)[:, 0]
                 best[group[some], row[some]] = torch.maximum(best[group[some], row[some]], found)
         return best
-
-
-@dataclass(frozen=True)
-class Ascent:
-    """The best bounds that trained slopes reach."""
-
-    bounds: Bounds
-    iterations: int
-    rate: float
-    decay: float
-
-    def __call__(self, name: str, front: Front) -> Tensor:
-        """The least (G, R) of a node's rows, never below that with the slopes of least area."""
-        slopes = Trained()
-        with torch.enable_grad():
-            best = self.bounds.carried(name, front, slopes).detach()
-            learned = slopes.learned()
-            if not learned:
-                return best
-            optimizer = torch.optim.Adam(learned, self.rate, maximize=True)
-            schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, self.decay)
-            for _ in range(self.iterations):
-                found = self.bounds.carried(name, front, slopes)
-                best = torch.maximum(best, found.detach())
-                optimizer.zero_grad()
-                found.sum().backward()
-                optimizer.step()
-                slopes.keep()
-                schedule.step()
-        return best
-
-
-class Trained:
-    """Slopes of their own for every row, which begin as those of least area and stay among those the curve has on the box;
-    what is straight above stays a chord."""
-
-    def __init__(self) -> None:
-        self.known: dict[str, tuple[Tensor, Tensor]] = {}
-        self.ranges: dict[str, tuple[Tensor, Tensor]] = {}
-
-    def of(self, node: Node, curve: Curve, lines: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
-        if node.name not in self.known:
-            below, _, above, _, low, high = (line.detach() for line in lines)
-            tried = curve.slopes(low, high)
-            self.ranges[node.name] = tried.amin(0), tried.amax(0)
-            self.known[node.name] = (
-                below.clone().requires_grad_(),
-                above.clone().requires_grad_(not curve.straight),
-            )
-        return self.known[node.name]
-
-    def learned(self) -> list[Tensor]:
-        return [slope for pair in self.known.values() for slope in pair if slope.requires_grad]
-
-    @torch.no_grad()
-    def keep(self) -> None:
-        """Press the slopes back into their ranges."""
-        for name, pair in self.known.items():
-            for slope in pair:
-                slope.clamp_(*self.ranges[name])
 
 
 def plain(region: Region) -> Region:

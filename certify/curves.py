@@ -27,6 +27,7 @@ class Curve:
     bends: "+" convex, "-" concave, "0" straight, one for each piece between -∞, the knots and ∞. At a knot `df` is that of the
         convex piece.
     low: values below which the function has no meaning (the interval must lie above).
+    rising: whether it never falls.
     """
 
     f: Function
@@ -34,6 +35,7 @@ class Curve:
     knots: tuple[float, ...]
     bends: str
     low: float = -math.inf
+    rising: bool = False
 
     @property
     def straight(self) -> bool:
@@ -41,6 +43,8 @@ class Curve:
 
     def range(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
         """Its smallest and largest value on [low, high]."""
+        if self.rising:
+            return self.f(low), self.f(high)
         flat = torch.zeros_like(low)
         return self.intercept(low, high, flat, lower=True), self.intercept(low, high, flat, lower=False)
 
@@ -116,7 +120,8 @@ class Curve:
 
 
 def leaky(slope: float) -> Curve:
-    return Curve(lambda x: F.leaky_relu(x, slope), lambda x: torch.where(x > 0, 1.0, slope).to(x), (0.0,), "00")
+    f, df = (lambda x: F.leaky_relu(x, slope)), (lambda x: torch.where(x > 0, 1.0, slope).to(x))
+    return Curve(f, df, (0.0,), "00", rising=slope >= 0)
 
 
 def clamped(low: float | None, high: float | None) -> Curve:
@@ -125,7 +130,9 @@ def clamped(low: float | None, high: float | None) -> Curve:
     def inside(x: Tensor) -> Tensor:
         return ((x >= (-math.inf if low is None else low)) & (x <= (math.inf if high is None else high))).to(x)
 
-    return Curve(lambda x: x.clamp(low, high), inside, tuple(float(end) for end in ends), "0" * (len(ends) + 1))
+    return Curve(
+        lambda x: x.clamp(low, high), inside, tuple(float(end) for end in ends), "0" * (len(ends) + 1), rising=True
+    )
 
 
 def derivative(f: Function) -> Function:
@@ -201,11 +208,11 @@ CURVES: dict[str, Callable[..., Curve]] = {
     "gelu": lambda approximate="none": gelu(approximate), "silu": lambda: Curve(F.silu, derivative(F.silu), (-SILU, SILU), "-+-"),
     "mish": lambda: Curve(F.mish, derivative(F.mish), MISH, "-+-"), "softplus": softplus,
     "elu": elu, "selu": lambda: elu(1.6732632423543772, 1.0507009873554805),
-    "sigmoid": lambda: Curve(torch.sigmoid, sigmoid_slope, (0.0,), "+-"),
-    "tanh": lambda: Curve(torch.tanh, lambda x: 1 - torch.tanh(x).square(), (0.0,), "+-"),
-    "atan": lambda: Curve(torch.atan, lambda x: 1 / (1 + x.square()), (0.0,), "+-"),
-    "erf": lambda: Curve(torch.erf, lambda x: 2 / math.sqrt(math.pi) * torch.exp(-x.square()), (0.0,), "+-"),
-    "exp": lambda: Curve(torch.exp, torch.exp, (), "+"), "expm1": lambda: Curve(torch.expm1, torch.exp, (), "+"),
+    "sigmoid": lambda: Curve(torch.sigmoid, sigmoid_slope, (0.0,), "+-", rising=True),
+    "tanh": lambda: Curve(torch.tanh, lambda x: 1 - torch.tanh(x).square(), (0.0,), "+-", rising=True),
+    "atan": lambda: Curve(torch.atan, lambda x: 1 / (1 + x.square()), (0.0,), "+-", rising=True),
+    "erf": lambda: Curve(torch.erf, lambda x: 2 / math.sqrt(math.pi) * torch.exp(-x.square()), (0.0,), "+-", rising=True),
+    "exp": lambda: Curve(torch.exp, torch.exp, (), "+", rising=True), "expm1": lambda: Curve(torch.expm1, torch.exp, (), "+", rising=True),
     "log": lambda: Curve(torch.log, torch.reciprocal, (), "-", low=0.0),
     "log1p": lambda: Curve(torch.log1p, lambda x: 1 / (1 + x), (), "-", low=-1.0),
     "sqrt": lambda: Curve(torch.sqrt, lambda x: 0.5 * torch.rsqrt(x), (), "-", low=0.0),

@@ -1,7 +1,7 @@
-r"""What a parametrised set can make of inputs when its parameters lie in a box: lines in the parameters plus a box around.
+r"""What a parametrised set can make of inputs when its parameters lie in a box: a line below and a line above every value.
 
-Every value v of the result satisfies $v(z) \in c + \sum_k s_k (z_k - m_k) + [-r, r]$ for all z of the box with middle m, each
-value with its own c, s and r. A certifier of linear bounds needs no more.
+Every value v of the result satisfies $b + \sum_k s_k (z_k - m_k) \le v(z) \le b' + \sum_k s'_k (z_k - m_k)$ for all z of the box
+with middle m, each value with its own b, s, b' and s'. A certifier of linear bounds needs no more.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -24,15 +25,20 @@ ROUNDING = 2e-6  # how far `apply` in float32 may be from the exact colours that
 
 
 @dataclass(frozen=True)
-class Enclosure:
-    """Results of inputs (B, …) with k parameters: centre (B, D), slopes (B, k, D), radius (B, D).
+class Line:
+    """Offsets (B, D) in the middle of the box, slopes (B, k, D) in the parameters."""
 
-    low, high (B, D): the range of each value by itself, which may be smaller than the lines leave.
-    """
-
-    centre: Tensor
+    offset: Tensor
     slopes: Tensor
-    radius: Tensor
+
+
+@dataclass(frozen=True)
+class Enclosure:
+    """Results of inputs (B, …): a line below and one above, and the range of each value, low to high (B, D), which may be
+    smaller than the lines leave."""
+
+    below: Line
+    above: Line
     low: Tensor
     high: Tensor
 
@@ -52,22 +58,30 @@ def enclosed(set: Any, x: Tensor, low: Tensor, high: Tensor) -> Enclosure:
 
 
 def bent(f: Callable[[Tensor], Tensor], low: Tensor, high: Tensor, knots: list[Tensor], gain: Tensor) -> Enclosure:
-    """Of values f(v), v between low and high (B, 1, H, W) or like the image, straight between the knots, where v moves with
-    the parameters by `gain` (B, k, …): the chord as a line, and a box that the knots reach."""
-    wide_enough = high - low > 1e-9
-    first, last = f(low), f(high)
-    slope = torch.where(wide_enough, (last - first) / torch.where(wide_enough, high - low, 1), 0)
-    middle = (low + high) / 2
-    line = (first + last) / 2
-    off = [low, high, *(torch.minimum(torch.maximum(knot, low), high) for knot in knots)]
-    values = torch.stack([first, last, *(f(v) for v in off[2:])])
-    gaps = values - line - torch.stack([slope * (v - middle) for v in off])
-    most, least = gaps.amax(0), gaps.amin(0)
-    centre, radius = line + (most + least) / 2, (most - least) / 2 + ROUNDING
-    ends = values.amin(0) - ROUNDING, values.amax(0) + ROUNDING
-    slopes = slope.unsqueeze(1) * gain
-    low, high = (side.flatten(1) for side in ends)
-    return Enclosure(centre.flatten(1), slopes.flatten(2), radius.flatten(1), low, high)
+    """Of values f(v), v between low and high (B, 1, H, W) or like the image, straight between the knots (in their order), where
+    v moves with the parameters by `gain` (B, k, …).
+
+    Each line is the one, with the slope of the chord or of a piece, that leaves the least area, which is highest, or lowest,
+    in the middle.
+    """
+    ends = [low, *(torch.minimum(torch.maximum(knot, low), high) for knot in knots), high]
+    values = torch.stack([f(v) for v in ends])
+    places = torch.stack(ends) - (low + high) / 2
+    pairs = [(0, -1), *pairwise(range(len(ends)))]
+    slopes = torch.stack([slope(values[b] - values[a], places[b] - places[a]) for a, b in pairs])
+    lines = []
+    for sign in (1, -1):
+        heights = torch.stack([(sign * (values - each * places)).amin(0) for each in slopes])
+        best = heights.max(0)
+        steep = slopes.gather(0, best.indices[None])[0].unsqueeze(1) * gain
+        lines.append(Line((sign * (best.values - ROUNDING)).flatten(1), steep.flatten(2)))
+    return Enclosure(*lines, (values.amin(0) - ROUNDING).flatten(1), (values.amax(0) + ROUNDING).flatten(1))
+
+
+def slope(rise: Tensor, run: Tensor) -> Tensor:
+    """0 where there is next to no run."""
+    far = run > 1e-9
+    return torch.where(far, rise / torch.where(far, run, 1), 0)
 
 
 def hsl(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -142,7 +156,8 @@ def spatial(set: Spatial, x: Tensor, low: Tensor, high: Tensor) -> Enclosure:
 
 def box(low: Tensor, high: Tensor, parameters: int) -> Enclosure:
     """Values between low and high (B, D), whatever the parameters."""
-    return Enclosure((low + high) / 2, low.new_zeros(len(low), parameters, 1), (high - low) / 2, low, high)
+    flat = low.new_zeros(len(low), parameters, 1)
+    return Enclosure(Line(low, flat), Line(high, flat), low, high)
 
 
 RULES: dict[type, Callable[..., Enclosure]] = {

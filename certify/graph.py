@@ -16,6 +16,7 @@ from certify.errors import CertifyError
 
 BATCH = 17  # of the example: a size at the front of a shape that equals it is the batch's, so no usual one
 SIZED = frozenset(("view", "reshape", "_unsafe_view", "expand"))
+BIASED = frozenset(("linear", "conv1d", "conv2d", "conv3d", "convolution", "conv_transpose1d", "conv_transpose2d"))
 JOINED = frozenset(("cat", "stack"))
 SAME = frozenset(("alias", "clone", "contiguous", "detach", "lift_fresh_copy", "dropout", "_to_copy", "to"))
 
@@ -43,6 +44,22 @@ class Node:
     inputs: tuple[str, ...]
     shape: torch.Size
     path: str
+
+    @cached_property
+    def absolute(self) -> Node:
+        """A product with constants with their absolute values, and without what is added."""
+
+        def bare(argument: Any) -> Any:
+            if torch.is_tensor(argument) and argument.is_floating_point():
+                return argument.abs()
+            return abs(argument) if isinstance(argument, (int, float)) else argument
+
+        args = [bare(argument) for argument in self.args]
+        if self.op in BIASED:
+            args[2:3] = [None] * len(args[2:3])
+        if self.op == "addmm":
+            args[0] = torch.zeros_like(args[0])
+        return replace(self, args=tuple(args), kwargs={name: bare(value) for name, value in self.kwargs.items()})
 
     def double(self) -> Node:
         """The same in double precision."""
@@ -91,6 +108,12 @@ class Graph:
             for other in dict.fromkeys(node.inputs):
                 found[other].append(name)
         return found
+
+    @cached_property
+    def device(self) -> torch.device:
+        """Where the first constant lies."""
+        tensors = (each for node in self.nodes.values() for each in node.args if torch.is_tensor(each))
+        return next((each.device for each in tensors), torch.device("cpu"))
 
     @cached_property
     def norms(self) -> dict[tuple[str, str, str], float]:

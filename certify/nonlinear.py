@@ -16,9 +16,15 @@ from certify.graph import Node
 
 
 class Slopes(Protocol):
-    """Where the slopes of the lines below and above an activation come from instead of the least area."""
+    """What a bound may be trained by."""
 
-    def of(self, node: Node, curve: Curve, lines: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]: ...
+    def of(self, node: Node, curve: Curve, lines: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+        """Slopes of the lines below and above an activation, given those of least area and the box."""
+        ...
+
+    def held(self, name: str, front: Front) -> tuple[Front, Tensor | float]:
+        """What is in front of a node with what is known of its value besides its box, and a constant."""
+        ...
 
 
 @dataclass(frozen=True)

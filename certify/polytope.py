@@ -20,14 +20,13 @@ import torch
 from torch import Tensor, nn
 
 from adversarial.threat import Region, Threat
-from certify.bounds import NUMBERS
 from certify.certificate import Certificate, proof
 from certify.checks import check_classes, check_labels
 from certify.crown import bounded, plain
 from certify.errors import CertifyError
 from certify.graph import Graph, Node, trace
 from certify.rules import rule_of
-from certify.windows import Rows, Whole, rows_of
+from certify.windows import NUMBERS, Rows, Whole, rows_of
 
 Box = tuple[Tensor, Tensor]
 
@@ -36,8 +35,8 @@ Box = tuple[Tensor, Tensor]
 class DualNetwork:
     """A network of affine operations and ReLU, one after the other, read backwards.
 
-    Made once with `of`, it follows its model's weights while these are trained. All that it gives is differentiable in
-    the weights and in the region.
+    Made once with `of`, it follows its model's parameters while these are trained (what is computed from them, such as
+    folded normalisation, stays as it was). All that it gives is differentiable in the parameters and in the region.
 
     Reference: Wong & Kolter, "Provable defenses against adversarial examples via the convex outer adversarial polytope",
     ICML 2018, arXiv:1711.00851.
@@ -128,7 +127,8 @@ def chord(low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
 def live(argument: Any, parameters: dict[int, nn.Parameter]) -> Any:
     """The parameter itself in the place of what was copied of it when the model was traced."""
     own = parameters.get(argument.data_ptr()) if torch.is_tensor(argument) else None
-    return own if own is not None and own.shape == argument.shape else argument
+    same = own is not None and own.shape == argument.shape and own.stride() == argument.stride()  # a transpose is not
+    return own if same else argument
 
 
 @dataclass(frozen=True)

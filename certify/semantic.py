@@ -1,6 +1,6 @@
 r"""Proofs for changes with a few parameters: hue, saturation, lightness, brightness and contrast, turns, shifts, occlusion.
 
-The range of the parameters is cut into cells. In each cell every pixel lies between two parallel lines in the parameters
+The range of the parameters is cut into cells. In each cell every pixel lies between two lines in the parameters
 (`enclosures`), which any certifier of linear bounds takes in the place of a ball.
 """
 
@@ -32,33 +32,35 @@ class Pieces(Region):
     """Inputs of the model in any of J enclosures, of which every sample has its own; what is seen of it is its hull.
 
     Legend: S samples, J pieces, k parameters, D values. `row` (B,) is each row's sample; pieces: middle and half (S, J, D)
-    of the range of every value, centre and radius (S, J, D) around lines, slopes times the parameters' half widths
-    (S, J, k, D).
+    of the range of every value, offsets (S, J, D) of the lines below and above it, and their slopes times the parameters'
+    half widths (S, J, k, D).
     """
 
     row: Tensor
     middle: Tensor
     half: Tensor
-    centre: Tensor
-    radius: Tensor
-    slopes: Tensor
+    below: Tensor
+    above: Tensor
+    sinking: Tensor
+    rising: Tensor
 
     def __getitem__(self, rows: Tensor) -> Region:
         return replace(super().__getitem__(rows), row=self.row[rows])  # type: ignore[call-arg]
 
     def support(self, gradient: Tensor) -> Tensor:
         r"""The largest over the pieces, less what is taken at the anchor: of each the smaller of what its ranges and its lines
-        leave, $g^Tm + |g|^Th$ and $g^Tc + |g|^Tr + \sum_k |g^Ts_k|$."""
+        leave, $g^Tm + |g|^Th$ and $g_+^Tb' + g_-^Tb + \sum_k |g_+^Ts'_k + g_-^Ts_k|$."""
         g = gradient.flatten(1)
         found = g.new_empty(len(g))
         for sample in self.row.unique().tolist():
             mine = self.row == sample
             own = g[mine]
             reach = own @ self.middle[sample].T + own.abs() @ self.half[sample].T
-            if self.slopes.shape[3] > 1:
-                lines = own @ self.centre[sample].T + own.abs() @ self.radius[sample].T
-                for slope in self.slopes[sample].unbind(1):
-                    lines = lines + (own @ slope.T).abs()
+            if self.rising.shape[3] > 1:
+                up, down = own.clamp(min=0), own.clamp(max=0)
+                lines = up @ self.above[sample].T + down @ self.below[sample].T
+                for rising, sinking in zip(self.rising[sample].unbind(1), self.sinking[sample].unbind(1), strict=True):
+                    lines = lines + (up @ rising.T + down @ sinking.T).abs()
                 reach = torch.minimum(reach, lines)
             found = found.masked_scatter(mine, reach.amax(1))
         return found - (g * self.anchor.flatten(1)).sum(1)
@@ -74,12 +76,14 @@ class Enclosed:
 
     def around(self, x: Tensor) -> Region:
         found = [enclosed(self.set, x, *ends) for ends in zip(self.low.unbind(1), self.high.unbind(1), strict=True)]
-        low, high, centre, radius, slopes = (
-            torch.stack([getattr(one, name) for one in found], 1) for name in ("low", "high", "centre", "radius", "slopes")
-        )  # fmt: skip
+        low, high = torch.stack([one.low for one in found], 1), torch.stack([one.high for one in found], 1)
+        half = (self.high - self.low)[..., None] / 2
         pieces = {
-            "middle": (low + high) / 2, "half": (high - low) / 2, "centre": centre, "radius": radius,
-            "slopes": slopes * (self.high - self.low)[..., None] / 2,
+            "middle": (low + high) / 2, "half": (high - low) / 2,
+            "below": torch.stack([one.below.offset for one in found], 1),
+            "above": torch.stack([one.above.offset for one in found], 1),
+            "sinking": torch.stack([one.below.slopes for one in found], 1) * half,
+            "rising": torch.stack([one.above.slopes for one in found], 1) * half,
         }  # fmt: skip
         low, high = low.amin(1).to(x.dtype), high.amax(1).to(x.dtype)
         middle = (low + high) / 2
@@ -138,11 +142,14 @@ class Semantic:
                 rows = certified.nonzero()[:, 0]
                 which = order[rows, turn : turn + max(1, batch_size // len(rows))]
                 found = self.certificate(graph, x, y, rows, low, high, which, batch_size)
-                proved = found.certified.view_as(which) | (away[rows[:, None], which] > region.eps[rows, None])
-                first = torch.where(proved, torch.inf, away[rows[:, None], which]).amin(1)
+                distance = away[rows[:, None], which]
+                outside = distance > region.eps[rows, None]  # cells in the corners of a round ball
+                proved = found.certified.view_as(which) | outside
+                first = torch.where(proved, torch.inf, distance).amin(1)
+                least = torch.where(outside, torch.inf, found.margin.view_as(which)).amin(1)
                 radius[rows] = torch.minimum(radius[rows], first.to(radius.dtype))
                 certified[rows] = proved.all(1)
-                margin[rows] = torch.minimum(margin[rows], found.margin.view_as(which).amin(1))
+                margin[rows] = torch.minimum(margin[rows], least.to(margin.dtype))
                 bar.update(which.shape[1])
                 turn += which.shape[1]
         return Certificate(

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from adversarial.threat import Region
 from certify.graph import Node
 
+NUMBERS = 2**25  # of the largest tensor of rows: 128 MB in float32
 SCALES = frozenset(("mul", "add", "sub", "div"))
 
 

@@ -14,7 +14,7 @@ from adversarial import Spatial, lift
 from adversarial.attacks.gradient import PGD
 from adversarial.streams import Streams
 from adversarial.threat import Ball
-from certify import CROWN, IBP, SDPCROWN, AlphaCROWN, CertifyError
+from certify import CROWN, IBP, SDPCROWN, AlphaCROWN, BetaCROWN, Cascade, CertifyError, InputSplit
 from certify.coupling import lagrangian
 from certify.curves import CURVES
 from certify.graph import trace
@@ -277,6 +277,48 @@ def test_numbers_of_a_layer_that_share_a_ball_are_bounded_together():
             (together >= crown - 1e-6).all() and (together > crown + 1e-3).any() and (trained >= together - 1e-6).all()
         )
         assert (trained <= least_margin(model, ball, x, y) + 1e-5).all()
+
+
+def exhaustive(model, x, y, eps, count=21):
+    """The least margin (B,) over a grid of the box around inputs of two numbers."""
+    steps = torch.linspace(-eps, eps, count, dtype=x.dtype)
+    grid = torch.cartesian_prod(steps, steps)
+    out = model((x[:, None] + grid).flatten(0, 1)).view(len(x), -1, 3)
+    label = y[:, None, None].expand(-1, out.shape[1], 1)
+    return (out.gather(2, label)[..., 0] - out.scatter(2, label, -math.inf).amax(2)).amin(1)
+
+
+@pytest.mark.parametrize(
+    "activation", [nn.ReLU(), nn.Tanh(), nn.GELU(), nn.Hardtanh(-0.5, 0.5)], ids=lambda a: type(a).__name__
+)
+def test_branch_and_bound_decides_what_lines_leave_open(activation):
+    torch.manual_seed(0)
+    layers = [nn.Linear(2, 12), activation, nn.Linear(12, 12), activation, nn.Linear(12, 3)]
+    model = nn.Sequential(*layers).double().eval()
+    for layer in layers[::2]:
+        layer.weight.data.mul_(2.0)
+    x = torch.rand(10, 2, dtype=torch.float64)
+    y = model(x).argmax(1)
+    ball = Ball("linf", 0.25, None, None)
+    truth = exhaustive(model, x, y, 0.25)
+    crown = CROWN(ball)(model, x, y)
+    for certifier in (BetaCROWN(ball, seconds=0.5), InputSplit(ball, seconds=3.0), Cascade(ball, seconds=0.5)):
+        found = certifier(model, x, y)
+        assert (found.margin <= truth + 1e-9).all() and not (found.certified & (truth <= 0)).any()
+        assert (crown.certified <= found.certified).all()  # the cascade stops where margins are above zero
+        if isinstance(certifier, InputSplit):  # complete: what is not shown is broken, up to the grid
+            assert ((truth > 0.02) <= found.certified).all() and found.certified.sum() >= crown.certified.sum()
+
+
+def test_a_linear_model_has_nothing_to_split():
+    torch.manual_seed(0)
+    model, x = nn.Linear(5, 3).eval(), torch.rand(8, 5)
+    ball = Ball("linf", 0.9)
+    y = model(x).argmax(1)
+    exact = CROWN(ball)(model, x, y)
+    for certifier in (BetaCROWN(ball, seconds=0.2), Cascade(ball, seconds=0.2)):
+        assert torch.equal(certifier(model, x, y).certified, exact.certified)
+    assert not exact.certified.all()
 
 
 def test_more_is_certified_of_a_smaller_threat_and_samples_do_not_meet():

@@ -301,7 +301,7 @@ def test_every_writing_gets_the_same_answer():
 
 def test_statements_are_wrong_no_more_often_than_they_say():
     """Shares and medians that are known: of 'abbb…' orders a share of 3/4 begins with b, and the place of b is uniform."""
-    seeds = range(100)
+    seeds = range(60)
     wrong_share = wrong_median = wrong_class = 0
     for seed in seeds:
         smoothing = RewriteSmoothing(LETTERS, n0=5, n=30, alpha=0.1, seed=seed)

@@ -136,9 +136,9 @@ def digits():
 def test_it_learns_digits_and_certifies_them():
     x, y = digits()
     torch.manual_seed(0)
-    model = NEMON(64, 40, 10, m=0.5)
-    optimizer = torch.optim.Adam(model.parameters(), 0.01)
-    for step in range(150):
+    model = NEMON(64, 30, 10, m=0.5)
+    optimizer = torch.optim.Adam(model.parameters(), 0.02)
+    for step in range(100):
         rows = torch.arange(step * 100, step * 100 + 100) % 1200
         optimizer.zero_grad()
         F.cross_entropy(model(x[rows]), y[rows]).backward()

@@ -59,11 +59,12 @@ def test_no_result_leaves_its_enclosure(set, share):
     found, generator = enclosed(set, x, low, high), torch.Generator().manual_seed(2)
     k = low.shape[1]
     ends = [torch.tensor(point) for point in ((0.0,) * k, (1.0,) * k)]
-    for place in [*ends, *torch.rand(150, len(x), k, generator=generator)]:
+    for place in [*ends, *torch.rand(70, len(x), k, generator=generator)]:
         z = torch.minimum(torch.maximum((low + (high - low) * place).float().double(), low), high)
         values = set.apply(x, z.float()).flatten(1).double()
-        line = found.centre + (found.slopes * (z - (low + high) / 2)[..., None]).sum(1)
-        assert ((values - line).abs() <= found.radius + 1e-6).all()
+        steps = (z - (low + high) / 2)[..., None]
+        lines = [line.offset + (line.slopes * steps).sum(1) for line in (found.below, found.above)]
+        assert (lines[0] <= values + 1e-6).all() and (lines[1] >= values - 1e-6).all()
         assert (values >= found.low - 1e-6).all() and (values <= found.high + 1e-6).all()
 
 
@@ -75,7 +76,7 @@ def test_any_turn_shift_and_size_is_enclosed(rotation, translation, scale, share
     set, x = Spatial(max(rotation, 1), translation, scale), pictures(seed, 4)[:2, :1]
     low, high = box_of(set, x, seed, 2 * share)
     found, generator = enclosed(set, x, low, high), torch.Generator().manual_seed(seed)
-    for place in torch.rand(60, len(x), low.shape[1], generator=generator):
+    for place in torch.rand(40, len(x), low.shape[1], generator=generator):
         values = set.apply(x, (low + (high - low) * place).float()).flatten(1).double()
         assert (values >= found.low - 1e-5).all() and (values <= found.high + 1e-5).all()
 
@@ -122,7 +123,7 @@ def test_colours_agree_with_the_standard_library():
                 hls = list(colorsys.rgb_to_hls(*pixel))
                 hls[axis] = hls[axis] + amount * z if axis == 0 else min(max(hls[axis] + amount * z, 0), 1)
                 expected = torch.tensor(colorsys.hls_to_rgb(*hls), dtype=torch.float64)
-                assert torch.allclose(found.centre.view(3, -1)[:, place], expected, atol=1e-4)
+                assert torch.allclose(found.low.view(3, -1)[:, place], expected, atol=1e-4)
 
 
 # ---- certificates
@@ -175,16 +176,40 @@ def test_nothing_certified_is_broken(set, splits, inside):
     assert found.certified.any()
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(4))
+def test_no_random_network_is_broken_where_certified(seed):
+    """Random networks, sets, cells and images against the worst of a fine grid."""
+    torch.manual_seed(seed)
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.AvgPool2d(2), nn.Flatten(), nn.Linear(36, 8), nn.Tanh(), nn.Linear(8, 3)
+    ).eval()  # fmt: skip
+    x = torch.rand(10, 3, 6, 6)
+    graph, y = trace(model, x), model(x).argmax(1)
+    size = 0.05 + 0.5 * torch.rand(1).item()
+    for set in (
+        Hue(size),
+        Saturation(size),
+        Lightness(size),
+        BrightnessContrast(size / 2, size),
+        Spatial(40 * size, 0.1 * size),
+    ):
+        k = set.neutral(x).shape[1]
+        found = Semantic(lift(set), CROWN, 2, 3 if k < 3 else 2)(graph, x, y)
+        success = GridSearch(lift(set), 301 if k == 1 else 17 if k == 2 else 9).run(model, x, y).success
+        assert not (success & found.certified).any()
+
+
 def test_finer_parts_certify_more_and_samples_do_not_meet():
     _, graph, x, y = problem()
     threat = lift(Spatial(15, 0))
-    coarse, implicit, explicit = (Semantic(threat, CROWN, *n)(graph, x, y) for n in ((4, 1), (4, 10), (12, 10)))
+    coarse, implicit, explicit = (Semantic(threat, CROWN, *n)(graph, x, y) for n in ((4, 1), (4, 6), (8, 6)))
     assert (implicit.radius >= coarse.radius).all() and (explicit.radius >= implicit.radius - 0.5).all()
     assert implicit.certified_accuracy >= coarse.certified_accuracy
     assert explicit.certified_accuracy >= implicit.certified_accuracy and explicit.certified.any()
-    alone = [Semantic(threat, CROWN, 4, 10)(graph, x[i : i + 1], y[i : i + 1]).radius for i in range(3)]
+    alone = [Semantic(threat, CROWN, 4, 6)(graph, x[i : i + 1], y[i : i + 1]).radius for i in range(3)]
     assert torch.allclose(torch.cat(alone), implicit.radius[:3])
-    parts = Semantic(threat, CROWN, 4, 10)(graph, x, y, batch_size=3)
+    parts = Semantic(threat, CROWN, 4, 6)(graph, x, y, batch_size=3)
     assert torch.allclose(parts.radius, implicit.radius) and torch.equal(parts.certified, implicit.certified)
 
 
@@ -233,20 +258,20 @@ def test_a_union_is_the_worst_of_its_pieces():
 
 
 def test_weights_stay_and_bad_input_is_said():
-    model, _, x, y = problem(2)
+    model, graph, x, y = problem(2)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     Semantic(lift(Hue(0.1)), CROWN, 2, 2)(model, x, y)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items()) and not model.training
     with pytest.raises(CertifyError, match="a lifted set"):
-        Semantic(Ball("linf", 0.1))(model, x, y)
+        Semantic(Ball("linf", 0.1))(graph, x, y)
     with pytest.raises(CertifyError, match="a set with an enclosure"):
-        Semantic(lift(Blur()))(model, x, y)
+        Semantic(lift(Blur()))(graph, x, y)
     with pytest.raises(CertifyError, match="linf, l2 or l1"):
-        Semantic(lift(Spatial(), Ball("l0", 1, -1, 1)))(model, x, y)
+        Semantic(lift(Spatial(), Ball("l0", 1, -1, 1)))(graph, x, y)
     with pytest.raises(CertifyError, match="parts for 3 parameters"):
-        Semantic(lift(Spatial()), CROWN, (2, 2))(model, x, y)
+        Semantic(lift(Spatial()), CROWN, (2, 2))(graph, x, y)
     with pytest.raises(CertifyError, match="at least one input"):
-        Semantic(lift(Hue()))(model, x[:0], y[:0])
+        Semantic(lift(Hue()))(graph, x[:0], y[:0])
     with pytest.raises(CertifyError, match="in evaluation mode"):
         Semantic(lift(Hue()))(network().train(), x, y)
 
@@ -294,7 +319,7 @@ def test_noise_has_its_size():
     assert (Roll(3, 2).noise(Streams(x, 0), rows, 20000) * 3).std().item() == pytest.approx(2.0, rel=0.03)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(st.floats(-0.8, 0.8), st.floats(-0.5, 0.5), st.integers(0, 10**6))
 def test_no_set_of_gains_loses_more_than_is_said(k, b, seed):
     """Shares of random half planes, bands and discs under the clean and the attacked noise, by the same 40,000 normals."""
@@ -340,11 +365,11 @@ def test_blur_reaches_the_exact_radius():
     model, y = Centre(float(set.apply(x, far)[0, 0, 3, 3])).eval(), torch.tensor([0])
     p = 1 - math.exp(-3.0)
     exact = -math.log(2 * (1 - p)) / 4.0
-    found = TSS(lift(set), n=20000)(model, x, y, batch_size=5000)
-    assert exact - 0.03 < found.radius.item() <= exact + 1e-6 and not found.certified.item()
+    found = TSS(lift(set), n=5000)(model, x, y, batch_size=5000)
+    assert exact - 0.06 < found.radius.item() <= exact + 1e-6 and not found.certified.item()
     assert found.guarantee == "probabilistic" and found.confidence == 0.999
     ball = Ball("linf", 0.4, 0.0, 1.0)
-    found = TSS(lift(set, ball), n=20000, bounds="both")(model, x, y, batch_size=5000)
+    found = TSS(lift(set, ball), n=5000, bounds="both")(model, x, y, batch_size=5000)
     assert found.certified.item() and found.radius.item() == pytest.approx(0.4)
     wrong = TSS(lift(set, ball), n=1000)(model, x, 1 - y, batch_size=5000)
     assert not wrong.certified.item() and wrong.prediction.item() == 0
@@ -353,14 +378,14 @@ def test_blur_reaches_the_exact_radius():
 def test_brightness_and_shifts_reach_their_exact_radii():
     x, y = torch.zeros(1, 1, 7, 7), torch.tensor([0])
     set = Gain(1.0, 1e-6, (0.5, 1e-6))
-    found = TSS(lift(set, Ball("linf", torch.tensor([[1.0, 0.0]]), -1, 1)), n=20000)(
+    found = TSS(lift(set, Ball("linf", torch.tensor([[1.0, 0.0]]), -1, 1)), n=5000)(
         Centre(-0.6).eval(), x, y, batch_size=5000
     )
-    assert 0.57 < found.radius.item() <= 0.6  # class 0 while the shift is above -0.6
+    assert 0.53 < found.radius.item() <= 0.6  # class 0 while the shift is above -0.6
     assert TSS(lift(set), n=200)(Centre(0.0).eval(), x, y).prediction.item() == -1  # an even vote
     image = torch.zeros(1, 1, 41, 41)
     image[..., 20] = torch.linspace(1, 0, 41)
-    shifts = TSS(lift(Roll(8.0, 2.0)), n=20000)(Row().eval(), image, y, batch_size=1000)
+    shifts = TSS(lift(Roll(8.0, 2.0)), n=5000)(Row().eval(), image, y, batch_size=1000)
     # class 0 while the image moves right by less than 6: two axes, so 6 / sqrt(2) pixels each, that is 4
     assert shifts.radius.item() * 8 == pytest.approx(3.5, abs=1.01)
 
