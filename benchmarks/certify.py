@@ -42,7 +42,9 @@ EPS = {
 }  # fmt: skip
 OURS: dict[str, Callable[[adversarial.Ball], Any]] = {  # a new method is one line
     "IBP": certify.IBP, "CROWN-IBP": partial(certify.CROWN, intermediate="ibp"), "CROWN": certify.CROWN,
-    "alpha-CROWN": partial(certify.AlphaCROWN, iterations=20),
+    "SDP-CROWN": certify.SDPCROWN, "alpha-CROWN": partial(certify.AlphaCROWN, iterations=20),
+    "alpha-CROWN full": partial(certify.AlphaCROWN, slopes="full", iterations=20),
+    "cascade, 1 s": partial(certify.Cascade, seconds=1.0),
 }  # fmt: skip
 THEIRS = ("IBP", "CROWN-IBP", "CROWN", "alpha-CROWN", "alpha-CROWN full")
 LONG = 20.0  # seconds after which a method gets one turn

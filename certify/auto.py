@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from adversarial.threat import Ball
 from certify.bounds import Bounds
+from certify.cascade import Cascade
 from certify.certificate import Certificate
 from certify.checks import check_labels
 from certify.crown import CROWN, IBP, AlphaCROWN
@@ -24,6 +25,7 @@ from certify.smoothing import Smoothing
 
 PROOFS: dict[str, Maker] = {  # from the cheapest to the tightest
     "IBP": IBP, "CROWN-IBP": partial(CROWN, intermediate="ibp"), "CROWN": CROWN, "AlphaCROWN": AlphaCROWN,
+    "Cascade": partial(Cascade, seconds=2.0),
 }  # fmt: skip
 DEARER = 60  # so many times as long as the method before it; CROWN's backward passes are counted instead
 BESIDE = 10  # so much less a backward pass takes among many than among a few

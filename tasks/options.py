@@ -141,7 +141,7 @@ CertifyMethod = Annotated[
     str,
     typer.Option(
         "--method",
-        help="auto (the tightest that fits the time), ibp, crown-ibp, crown, alpha-crown, smoothing, or clever (an estimate).",
+        help="auto (the tightest that fits the time), ibp, crown-ibp, crown, alpha-crown, cascade, smoothing, or clever (an estimate).",
     ),
 ]
 Seconds = Annotated[float, typer.Option(help="Time that auto plans with.", min=1)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from dataclasses import dataclass, replace
 from functools import partial
@@ -25,6 +26,8 @@ REGISTRY = {  # a certifier's maker and what it claims; a new one is one line
         certify.AlphaCROWN,
         {"exact": True, "tolerance": 0.05},
     ),  # Adam makes steps of rounding in flat places
+    "AlphaCROWN, full": (partial(certify.AlphaCROWN, slopes="full"), {"exact": True, "tolerance": 0.05}),
+    "Cascade": (partial(certify.Cascade, seconds=1.0), {"exact": True, "tolerance": math.inf}),  # it stops by the clock
     "WongKolter": (certify.WongKolter, {"exact": True}),
     "Lipschitz, product": (certify.Lipschitz, {}),
     "Lipschitz, SDP": (partial(certify.Lipschitz, method="lipsdp-neuron"), L2),
