@@ -80,12 +80,17 @@ class Pointwise(Affine):
 class Dense(Affine):
     """x Wᵀ + b along the last axis."""
 
+    def weight(self, node: Node) -> Tensor | None:
+        """W (out, in), None where it is no constant."""
+        return node.args[1] if torch.is_tensor(node.args[1]) else None
+
     def back(
         self, node: Node, front: Front, relaxed: tuple[Tensor, ...], slopes: Any = None
     ) -> tuple[list[Front], Tensor]:
-        if isinstance(node.args[1], Ref):  # W is the input
+        weight = self.weight(node)
+        if weight is None:
             return super().back(node, front, relaxed)
-        return [replace(front, a=front.a @ node.args[1])], front.total(front.pick(relaxed[-1]))
+        return [replace(front, a=front.a @ weight)], front.total(front.pick(relaxed[-1]))
 
 
 class Convolution(Affine):
@@ -93,6 +98,11 @@ class Convolution(Affine):
 
     def local(self, node: Node, shapes: list[torch.Size]) -> bool:
         return settings(node) is not None
+
+    def weight(self, node: Node) -> Tensor | None:
+        """W (out, in / groups, …), None for a convolution without that form."""
+        found = settings(node)
+        return None if found is None else found[0]
 
     def back(
         self, node: Node, front: Front, relaxed: tuple[Tensor, ...], slopes: Any = None

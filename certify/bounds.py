@@ -11,13 +11,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from adversarial.threat import Region
-from certify.affine import Box, Convolution, Pointwise
+from certify.affine import Box, Convolution, Dense, Pointwise
 from certify.coupling import Coupling
 from certify.front import Front, begun
 from certify.graph import Graph
@@ -60,7 +61,28 @@ class Bounds:
 
     def interval(self, name: str) -> Box:
         node = self.graph.nodes[name]
-        return self.rules[name].box(node, [self.boxes[other] for other in node.inputs])
+        low, high = self.rules[name].box(node, [self.boxes[other] for other in node.inputs])
+        if name in self.first:
+            middle, reach = self.first[name]
+            low, high = torch.maximum(low, middle - reach), torch.minimum(high, middle + reach)
+        return low, high
+
+    @cached_property
+    def first(self) -> dict[str, Box]:
+        """Of linear layers on the input itself: their values, and how far an L2 or L1 ball lets each number move."""
+        found: dict[str, Box] = {}
+        region, dual = self.region, {"l2": 2, "l1": torch.inf}
+        for name, rule in self.rules.items() if region.norm in dual and type(region) is Region else ():
+            node = self.graph.nodes[name]
+            weight = rule.weight(node) if isinstance(rule, Dense | Convolution) else None
+            if weight is not None and self.graph.moved(node.inputs[0]):
+                steep = torch.linalg.vector_norm(weight.flatten(1), dual[region.norm], dim=1)
+                wide = (-1,) if isinstance(rule, Dense) else (-1, *(1,) * (weight.ndim - 2))
+                with torch.no_grad():
+                    middle = self.graph.values(region.anchor, name)[name]
+                eps = region.eps.view(-1, *(1,) * (middle.ndim - 1))
+                found[name] = middle, (steep.view(wide) * eps).expand_as(middle)
+        return found
 
     def narrow(self, name: str, box: Box) -> None:
         """Keep what both this box and the known one hold; what was made of the old one is dropped."""

@@ -75,7 +75,7 @@ class Coupling:
         for some in torch.arange(c.shape[1], device=c.device).split(size):
             own = [each if each.shape[1] == 1 else each[:, some] for each in places]
             found.append(lagrangian(curve, c[:, some], g[:, some], *own, radius))
-        return torch.maximum(constant, torch.cat(found, 1))
+        return torch.fmax(constant, torch.cat(found, 1))
 
 
 def gain(graph: Graph, source: str, target: str, norm: str) -> float:
@@ -111,9 +111,9 @@ def lagrangian(curve: Curve, c: Tensor, g: Tensor, low: Tensor, high: Tensor, ce
         return best.sum(2), moved.square().sum(2)
 
     with torch.no_grad():
-        tiny = torch.finfo(c.dtype).tiny
+        least = torch.finfo(c.dtype).eps  # rows of nothing need no weight, but one that can be divided by
         widest = torch.stack([(c * slope - g).abs() for slope, *_ in pieces]).amax(0)
-        weight = widest.square().sum(2).sqrt().clamp_min(tiny) / radius
+        weight = widest.square().sum(2).sqrt().clamp_min(least) / radius.clamp_min(least)
         chosen, best = weight, None
         for step in range(STEPS + 1):
             value, moved = at(weight)
@@ -123,7 +123,7 @@ def lagrangian(curve: Curve, c: Tensor, g: Tensor, low: Tensor, high: Tensor, ce
             else:
                 chosen, best = torch.where(value > best, weight, chosen), torch.maximum(value, best)
             if step < STEPS:
-                weight = weight * (moved.sqrt() / radius).clamp(1 / 16, 16)
+                weight = weight * (moved.sqrt() / radius.clamp_min(least)).clamp(1 / 16, 16)
     if not (c.requires_grad or g.requires_grad):
         return best
     return at(chosen)[0] - chosen / 2 * radius.square()

@@ -16,6 +16,7 @@ from certify.errors import CertifyError
 
 BATCH = 17  # of the example: a size at the front of a shape that equals it is the batch's, so no usual one
 SIZED = frozenset(("view", "reshape", "_unsafe_view", "expand"))
+SHAPED = frozenset(("view", "reshape", "_unsafe_view", "flatten", "unsqueeze", "squeeze", "transpose", "permute"))
 BIASED = frozenset(("linear", "conv1d", "conv2d", "conv3d", "convolution", "conv_transpose1d", "conv_transpose2d"))
 JOINED = frozenset(("cat", "stack"))
 SAME = frozenset(("alias", "clone", "contiguous", "detach", "lift_fresh_copy", "dropout", "_to_copy", "to"))
@@ -162,12 +163,23 @@ class Graph:
         """Logits (B, classes)."""
         return self.values(x)[self.output]
 
-    def values(self, x: Tensor) -> dict[str, Tensor]:
-        """What every node holds at inputs x (B, …)."""
+    def moved(self, name: str) -> bool:
+        """Whether a node holds the input's own numbers in another shape."""
+        while name != self.input:
+            node = self.nodes[name]
+            if node.op not in SHAPED:
+                return False
+            name = node.inputs[0]
+        return True
+
+    def values(self, x: Tensor, until: str | None = None) -> dict[str, Tensor]:
+        """What every node, up to the one named, holds at inputs x (B, …)."""
         found = {self.input: x}
         for name, node in self.nodes.items():
             if name != self.input:
                 found[name] = node.run(*(found[other] for other in node.inputs))
+            if name == until:
+                break
         return found
 
 
