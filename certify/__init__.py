@@ -23,7 +23,6 @@ from certify.first_order import FirstOrderSmoothing
 from certify.graph import trace
 from certify.implicit import NEMON, ImplicitLipschitz, MixedMonotone
 from certify.lipschitz import Lipschitz
-from certify.operator_norm import conv_norm, operator_norm
 from certify.path_norm import path_norm, path_norm_prox
 from certify.polytope import WongKolter
 from certify.radius import radius_of
@@ -73,9 +72,7 @@ __all__ = [
     "Writings",
     "check_certifier",
     "choose",
-    "conv_norm",
     "evaluate",
-    "operator_norm",
     "path_norm",
     "path_norm_prox",
     "radius_of",
