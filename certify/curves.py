@@ -111,6 +111,31 @@ class Curve:
         best = heights.argmax(0) if lower else heights.argmin(0)
         return tried.gather(0, best[None])[0]
 
+    def lines(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Slope and intercept of the line below on [low, high] and of the one above, each of least area."""
+        if self.straight and len(self.knots) == 1:
+            return self.around_kink(low, high)
+        below, above = self.slope(low, high, lower=True), self.slope(low, high, lower=False)
+        b, c = self.intercept(low, high, below, lower=True), self.intercept(low, high, above, lower=False)
+        return below, b, above, c
+
+    def around_kink(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The same for two straight pieces: the chord on one side, the longer piece on the other."""
+        (left, offset), (right, other) = low.new_tensor(self.straights())
+        knot, wide = self.knots[0], high - low
+        narrow = wide <= 1e-6 * (1 + low.abs())
+        start, end = self.f(low), self.f(high)
+        longer = torch.where(high - knot >= knot - low, right, left)
+        chord = torch.where(narrow, longer, (end - start) / torch.where(narrow, 1.0, wide))
+        chords = start - chord * low, end - chord * high
+        piece = torch.where(longer == right, other, offset)
+        inside = (low < knot) & (knot < high)
+        if right >= left:  # convex
+            top = torch.where(inside, torch.maximum(*chords), piece)
+            return longer, piece, torch.where(inside, chord, longer), top
+        bottom = torch.where(inside, torch.minimum(*chords), piece)
+        return torch.where(inside, chord, longer), bottom, longer, piece
+
     def slopes(self, low: Tensor, high: Tensor) -> Tensor:
         """Of the chord and of the tangents at both ends and the middle, stacked."""
         middle, wide = (low + high) / 2, high - low

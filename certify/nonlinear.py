@@ -28,16 +28,11 @@ class Slopes(Protocol):
         ...
 
 
-def least_area(curve: Curve, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
-    """Slopes of the lines below and above a curve on [low, high] that leave the least area."""
-    return curve.slope(low, high, lower=True), curve.slope(low, high, lower=False)
-
-
 @dataclass(frozen=True)
 class OneNumber:
-    """A function of each number by itself, between lines of chosen slopes."""
+    """A function of each number by itself, between lines of least area or of chosen slopes."""
 
-    choose: Callable[[Curve, Tensor, Tensor], tuple[Tensor, Tensor]] = least_area
+    choose: Callable[[Curve, Tensor, Tensor], tuple[Tensor, Tensor]] | None = None
     nonlinear: ClassVar[bool] = True
 
     def local(self, node: Node, shapes: list[torch.Size]) -> bool:
@@ -69,6 +64,8 @@ class OneNumber:
     def relax(self, node: Node, boxes: list[Box]) -> tuple[Tensor, ...]:
         """Slope and intercept of the line below, then of the one above; then the box."""
         curve, low, high = self.checked(node, boxes[0])
+        if self.choose is None:
+            return *curve.lines(low, high), low, high
         below, above = self.choose(curve, low, high)
         b, c = curve.intercept(low, high, below, lower=True), curve.intercept(low, high, above, lower=False)
         return below, b, above, c, low, high

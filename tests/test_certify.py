@@ -172,6 +172,12 @@ def test_lines_keep_to_their_side_of_a_curve(name):
     x = low[:, None] + (high - low)[:, None] * torch.linspace(0, 1, 400, dtype=torch.float64)
     values = curve.f(x)
     slopes = [curve.slope(low, high, lower=side) for side in (True, False)]
+    below, b, above, c = curve.lines(low, high)
+    assert (below[:, None] * x + b[:, None] <= values + 1e-9 * (1 + values.abs())).all()
+    assert (above[:, None] * x + c[:, None] >= values - 1e-9 * (1 + values.abs())).all()
+    for line, offset, slope, lower in ((below, b, slopes[0], True), (above, c, slopes[1], False)):
+        area = (line - slope) * (low + high) / 2 + offset - curve.intercept(low, high, slope, lower=lower)
+        assert (area.abs() <= 1e-6 * (1 + high - low)).all()  # no worse than the best of the four tried
     slopes += [torch.randn(len(low), generator=generator, dtype=torch.float64) for _ in range(3)]
     for slope in slopes:
         gaps = values - slope[:, None] * x
