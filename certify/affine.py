@@ -15,6 +15,7 @@ from certify.graph import Node, Ref
 
 Box = tuple[Tensor, Tensor]
 Absolute = Callable[..., Tensor]
+NUMBERS = 2**20  # of a matrix that stands for a convolution of windows: 4 MB
 
 
 class Affine:
@@ -115,7 +116,7 @@ class Convolution(Affine):
         constant = front.total(front.pick(relaxed[-1])) if bool(relaxed[-1].any()) else front.a.new_zeros(1, 1)
         turned = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)[axes - 1]
         if front.window is not None:
-            rows = turned(front.rows, weight, None, stride, 0, 0, groups, dilation)
+            rows = unrolled(front.rows, lambda a: turned(a, weight, None, stride, 0, 0, groups, dilation))
             window = Window(
                 front.window.place,
                 front.window.grid,
@@ -133,6 +134,18 @@ class Convolution(Affine):
             )
         ]
         return [front.back(turned(front.rows, weight, None, stride, padding, missing, groups, dilation))], constant
+
+
+def unrolled(rows: Tensor, linear: Callable[[Tensor], Tensor]) -> Tensor:
+    """A linear map of small maps (N, C, …) as one product with its matrix, where there are many of them and it is small."""
+    inputs = rows[0].numel()
+    if len(rows) <= inputs:
+        return linear(rows)
+    unit = torch.eye(inputs, dtype=rows.dtype, device=rows.device).view(inputs, *rows.shape[1:])
+    shape = linear(unit[:1]).shape[1:]
+    if inputs * shape.numel() > NUMBERS:
+        return linear(rows)
+    return (rows.flatten(1) @ linear(unit).flatten(1)).view(len(rows), *shape)
 
 
 def settings(node: Node) -> tuple[Tensor, list[int], list[int], list[int], int] | None:
