@@ -153,7 +153,8 @@ class Region:
         s = scale_l2(size, self.eps, limit)
         d = torch.minimum(s[:, None] * size, limit)
         return torch.minimum(
-            (size * limit).sum(1), (size * d).sum(1) + (self.eps.square() - d.square().sum(1)) / (2 * s)
+            (size * limit).sum(1),
+            (size * d).sum(1) + (self.eps.square() - d.square().sum(1)) / (2 * s).clamp_min(torch.finfo(s.dtype).tiny),
         )
 
     def box(self) -> tuple[Tensor, Tensor]:

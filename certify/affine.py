@@ -65,8 +65,10 @@ class Pointwise(Affine):
         *zeros, constant = super().relax(node, boxes)
         if not self.local(node, [zero.shape[1:] for zero in zeros]):
             return *zeros, constant
-        ones = [[torch.ones_like(zero) if i == j else zero for j, zero in enumerate(zeros)] for i in range(len(zeros))]
-        return *(node.run(*point) - constant for point in ones), constant
+        with torch.enable_grad():
+            places = [zero.clone().requires_grad_() for zero in zeros]
+            factors = torch.autograd.grad(node.run(*places).sum(), places)
+        return *factors, constant
 
     def back(
         self, node: Node, front: Front, relaxed: tuple[Tensor, ...], slopes: Any = None

@@ -85,7 +85,7 @@ class Ascent:
                 slopes.keep()
                 schedule.step()
                 found = self.bounds.carried(name, front, slopes, watch=watch)
-                best = torch.maximum(best, found.detach())
+                best = torch.fmax(best, found.detach())
                 if bool((best > self.until).all()):
                     break
         return best, fronts

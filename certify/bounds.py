@@ -88,7 +88,7 @@ class Bounds:
         """Keep what both this box and the known one hold; what was made of the old one is dropped."""
         low, high = box
         if name in self.boxes:
-            low, high = torch.maximum(low, self.boxes[name][0]), torch.minimum(high, self.boxes[name][1])
+            low, high = torch.fmax(low, self.boxes[name][0]), torch.fmin(high, self.boxes[name][1])
         self.boxes[name] = low, high
         for other in self.graph.readers[name]:
             self.relaxed.pop(other, None)

@@ -48,14 +48,14 @@ class BetaCROWN(Linear):
 
     def margins(self, bounds: Bounds, front: Front) -> Tensor:
         best = AlphaCROWN(self.threat, coupled=True).margins(bounds, front)
-        for group in (best <= 0).any(1).nonzero()[:, 0].tolist():
-            rows = (best[group] <= 0).nonzero()[:, 0]
+        for group in (~(best > 0)).any(1).nonzero()[:, 0].tolist():
+            rows = (~(best[group] > 0)).nonzero()[:, 0]
             rows = rows[best[group, rows].argsort()]  # the hardest first: when it fails, nothing else is needed
             end = time.monotonic() + self.seconds
             for row in rows.tolist():
                 found = Tree(self, bounds[torch.tensor([group])], front.a[group, row]).searched(end)
-                best[group, row] = torch.maximum(best[group, row], found)
-                if found <= 0:
+                best[group, row] = torch.fmax(best[group, row], found)
+                if not found > 0:
                     break
         return best
 

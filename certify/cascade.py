@@ -32,10 +32,10 @@ class Cascade(Linear):
         best = IBP(self.threat).margins(bounds, front)
         rows = torch.arange(len(best), device=best.device)
         for stage in stages:
-            left = (best[rows] <= 0).any(1)
+            left = (~(best[rows] > 0)).any(1)
             if not bool(left.any()):
                 break
             bounds, rows = bounds[left.nonzero()[:, 0]], rows[left]
             found = stage.margins(bounds, Front(front.a[rows]))
-            best[rows] = torch.maximum(best[rows], found)
+            best[rows] = torch.fmax(best[rows], found)
         return best

@@ -43,6 +43,9 @@ class Coupling:
     @classmethod
     def of(cls, graph: Graph, region: Region, boxes: dict[str, Box]) -> Coupling:
         radii, norm = {graph.input: region.eps}, region.norm
+        nonlinear = frozenset(
+            name for name, node in graph.nodes.items() if name != graph.input and rule_of(node).nonlinear
+        )
         for name, node in graph.nodes.items():
             if name == graph.input:
                 continue
@@ -52,9 +55,9 @@ class Coupling:
             elif isinstance(rule, Largest) and before in radii:
                 radii[name] = radii[before]
             elif not rule.nonlinear and any(rule_of(graph.nodes[reader]).nonlinear for reader in graph.readers[name]):
-                anchors = graph.anchors(name, frozenset(radii))
+                anchors = graph.anchors(name, frozenset(radii), nonlinear)
                 if anchors is not None:
-                    radii[name] = sum(radii[anchor] * gain(graph, anchor, name, norm) for anchor in anchors)
+                    radii[name] = sum(radii[anchor] * gain(graph, anchor, name, nonlinear, norm) for anchor in anchors)
         return cls(graph, graph.values(region.anchor), radii)
 
     def __getitem__(self, rows: Tensor) -> Coupling:
@@ -68,6 +71,7 @@ class Coupling:
         before, curve = node.inputs[0], CURVES[node.op](*node.args[1:], **node.kwargs)
         if before not in self.radii or not curve.straight:
             return constant
+        front = front.clipped()
         places = [front.pick(each).flatten(2) for each in (*relaxed[4:], self.centres[before])]
         c, g, radius = front.a.flatten(2), passed.flatten(2), front.of(self.radii[before])[:, None]
         size = max(1, BLOCK // (len(c) * c.shape[2]))
@@ -78,17 +82,18 @@ class Coupling:
         return torch.fmax(constant, torch.cat(found, 1))
 
 
-def gain(graph: Graph, source: str, target: str, norm: str) -> float:
+def gain(graph: Graph, source: str, target: str, nonlinear: frozenset[str], norm: str) -> float:
     """By how much more a value moves than the one it is linear in, in L2 (an input of an L1 threat in L1)."""
     key = source, target, "l1" if norm == "l1" and source == graph.input else "l2"
     if key not in graph.norms:
-        linear, shape = graph.between(source, target), graph.nodes[source].shape
+        linear, shape = graph.between(source, target, nonlinear), graph.nodes[source].shape
         graph.norms[key] = operator_norm(linear, key[2], "l2", shape=shape, device=graph.device)
     return graph.norms[key]
 
 
 def lagrangian(curve: Curve, c: Tensor, g: Tensor, low: Tensor, high: Tensor, centre: Tensor, radius: Tensor) -> Tensor:
     """h (G, R) at the best of a few λ, for rows c and g (G, R, K) and places (G, 1 or R, K); differentiable in c and g."""
+    centre = torch.minimum(torch.maximum(centre, low), high)  # rounding may have it outside
     pieces = [
         (slope, offset, low.clamp(start, end), high.clamp(start, end))
         for (start, end), (slope, offset) in zip(curve.pieces(), curve.straights(), strict=True)

@@ -23,7 +23,7 @@ class Linear(Certifier, Protocol):
 
     threat: Threat
 
-    def margins(self, bounds: Bounds, a: Tensor, owner: Tensor) -> Tensor: ...
+    def margins(self, bounds: Bounds, front: Front) -> Tensor: ...
 
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor, *, batch_size: int = 64) -> Certificate:
         """Certificates for inputs x (B, …) with labels y (B,).
@@ -92,7 +92,7 @@ class CROWN(Linear):
     def margins(self, bounds: Bounds, front: Front) -> Tensor:
         if self.intermediate == "crown":
             bounds.tighten()
-        return torch.maximum(bounds.elided(front), bounds.lower(bounds.graph.output, front))
+        return torch.fmax(bounds.elided(front), bounds.lower(bounds.graph.output, front))
 
 
 @dataclass(frozen=True)
@@ -138,21 +138,21 @@ class AlphaCROWN(Linear):
         bounds = bounds.couple() if self.coupled else bounds
         ascent = Ascent(bounds, self.iterations, self.rate, self.decay)
         best = CROWN(self.threat).margins(bounds, front)
-        open_ = (best <= 0).any(1).nonzero()[:, 0]
+        open_ = (~(best > 0)).any(1).nonzero()[:, 0]
         if self.slopes == "full" and len(open_):
             inner = bounds[open_]
             ascent = replace(ascent, bounds=inner)
             for name in inner.wanted():
                 inner.update(name, ascent)
             rest = replace(self, slopes="last").margins(inner, Front(front.a[open_]))
-            best[open_] = torch.maximum(best[open_], rest)
+            best[open_] = torch.fmax(best[open_], rest)
             return best
-        group, row = (best <= 0).nonzero(as_tuple=True)
+        group, row = (~(best > 0)).nonzero(as_tuple=True)
         for some in torch.arange(len(group)).split(max(1, NUMBERS // bounds.size(bounds.graph.output))):
             if len(some):
                 each = Front(front.a[group[some], row[some]][:, None], group[some])
                 found = ascent(bounds.graph.output, each)[:, 0]
-                best[group[some], row[some]] = torch.maximum(best[group[some], row[some]], found)
+                best[group[some], row[some]] = torch.fmax(best[group[some], row[some]], found)
         return best
 
 

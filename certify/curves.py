@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from certify.errors import CertifyError
+
 HALVINGS = 24
 Function = Callable[[Tensor], Tensor]
 
@@ -180,6 +182,11 @@ def power(exponent: float) -> Curve:
 
 
 def elu(alpha: float = 1.0, scale: float = 1.0, steep: float = 1.0) -> Curve:
+    if min(alpha, scale, steep) < 0:
+        raise CertifyError(
+            f"expected an elu with alpha of 0 or more, got {alpha * scale:g} and {steep:g}; its bounds are not known"
+        )
+
     def f(x: Tensor) -> Tensor:
         return torch.where(x > 0, scale * x, scale * alpha * torch.expm1(steep * x.clamp(max=0)))
 
@@ -216,8 +223,10 @@ def sigmoid_slope(x: Tensor) -> Tensor:
 
 
 def softplus(beta: float = 1.0, threshold: float = 20.0) -> Curve:
-    if beta <= 0:
-        raise NotImplementedError("softplus with beta of zero or below")
+    if beta <= 0 or threshold < 20:  # a smaller one jumps
+        raise CertifyError(
+            f"expected a softplus with beta above 0 and a threshold of 20 or more, got {beta:g} and {threshold:g}"
+        )
     return Curve(lambda x: F.softplus(x, beta, threshold), lambda x: torch.sigmoid(beta * x), (), "+")
 
 
@@ -226,7 +235,7 @@ CURVES: dict[str, Callable[..., Curve]] = {
     "relu6": lambda: clamped(0.0, 6.0), "hardtanh": lambda low=-1.0, high=1.0: clamped(low, high),
     "clamp": lambda min=None, max=None: clamped(min, max), "clamp_min": lambda low: clamped(low, None),
     "clamp_max": lambda high: clamped(None, high),
-    "hardsigmoid": lambda: Curve(F.hardsigmoid, lambda x: ((x > -3) & (x < 3)).to(x) / 6, (-3.0, 3.0), "000"),
+    "hardsigmoid": lambda: Curve(F.hardsigmoid, lambda x: ((x >= -3) & (x <= 3)).to(x) / 6, (-3.0, 3.0), "000"),
     "hardswish": lambda: Curve(
         F.hardswish, lambda x: torch.where(x.abs() <= 3, (2 * x + 3) / 6, (x > 0).to(x)), (-3.0, 3.0), "0+0"
     ),

@@ -86,7 +86,8 @@ class Front:
         return (a * values).flatten(2).sum(2)
 
     def clipped(self) -> Front:
-        """With zeros in front of what lies outside the map."""
+        """With zeros in front of what lies outside the map: before, anything may stand there, and what is picked for it must be
+        zero for a sum to be right."""
         if self.window is None or all(each <= 0 for pair in self.window.outside(self.a.shape[3:]) for each in pair):
             return self
         return replace(self, a=self.a * self.pick(self.a.new_ones(1, 1, *self.window.size)))

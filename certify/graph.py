@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from certify.composites import TABLE
 from certify.errors import CertifyError
 
-BATCH = 17  # of the example: a size at the front of a shape that equals it is the batch's, so no usual one
+BATCH = 61  # of the example: a size at the front of a shape that equals it is the batch's, so no usual one
 SIZED = frozenset(("view", "reshape", "_unsafe_view", "expand"))
 SHAPED = frozenset(("view", "reshape", "_unsafe_view", "flatten", "unsqueeze", "squeeze", "transpose", "permute"))
 BIASED = frozenset(("linear", "conv1d", "conv2d", "conv3d", "convolution", "conv_transpose1d", "conv_transpose2d"))
@@ -51,7 +51,7 @@ class Node:
         """A product with constants with their absolute values, and without what is added."""
 
         def bare(argument: Any) -> Any:
-            if torch.is_tensor(argument) and argument.is_floating_point():
+            if torch.is_tensor(argument) and argument.dtype != torch.bool:
                 return argument.abs()
             return abs(argument) if isinstance(argument, (int, float)) else argument
 
@@ -121,26 +121,27 @@ class Graph:
         """Norms of linear parts, found once."""
         return {}
 
-    def anchors(self, name: str, known: frozenset[str]) -> list[str] | None:
-        """Nodes among `known` of which this one is a function; None where it also depends on others."""
+    def anchors(self, name: str, known: frozenset[str], nonlinear: frozenset[str]) -> list[str] | None:
+        """Nodes among `known` of which this one is a linear function; None where another nonlinear one comes first."""
         found: dict[str, None] = {}
         queue, seen = list(self.nodes[name].inputs), set()
         while queue:
             other = queue.pop()
             if other in known:
                 found[other] = None
-            elif other == self.input:
+            elif other in nonlinear:
                 return None
             elif other not in seen:
                 seen.add(other)
                 queue += self.nodes[other].inputs
         return list(found)
 
-    def between(self, source: str, target: str) -> Callable[[Tensor], Tensor]:
-        """The target's value as a function of the source's alone, others held at zero, in double precision."""
+    def between(self, source: str, target: str, nonlinear: frozenset[str]) -> Callable[[Tensor], Tensor]:
+        """The linear function of the source's value that the target's is, values behind other nonlinear nodes held at zero, in
+        double precision."""
         inside: set[str] = set()
         for name, node in self.nodes.items():  # in order: what the source reaches
-            if name != source and (source in node.inputs or inside.intersection(node.inputs)):
+            if name != source and name not in nonlinear and (source in node.inputs or inside.intersection(node.inputs)):
                 inside.add(name)
         queue, needed = [target], []
         while queue:

@@ -74,6 +74,7 @@ class OneNumber:
         self, node: Node, front: Front, relaxed: tuple[Tensor, ...], slopes: Slopes | None = None
     ) -> tuple[list[Front], Tensor]:
         if slopes is not None:
+            front = front.clipped()
             curve, picked = self.curve(node), tuple(front.pick(each) for each in relaxed)
             below, above = slopes.of(node, curve, picked)
             b = curve.intercept(*picked[4:], below, lower=True)

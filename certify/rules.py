@@ -52,9 +52,9 @@ POSITIVE = (
     "upsample_nearest1d", "upsample_nearest2d", "upsample_linear1d", "upsample_bilinear2d", "_upsample_bilinear2d_aa",
     "index", "index_select", "gather", "narrow", "pixel_shuffle", "pixel_unshuffle", "t", "diagonal", "flatten", "im2col", "unfold",
 )  # fmt: skip
-ONE_EACH = (  # every number of the result is one of the input, or a constant
+ONE_EACH = (  # every number of the result is one of the input that no other one is, or a constant
     "view", "reshape", "_unsafe_view", "transpose", "permute", "unsqueeze", "squeeze", "slice", "select", "split", "chunk", "unbind",
-    "split_with_sizes", "expand", "flip", "roll", "constant_pad_nd", "pad", "narrow", "t", "flatten", "upsample_nearest1d", "upsample_nearest2d",
+    "split_with_sizes", "flip", "roll", "constant_pad_nd", "narrow", "t", "flatten",
 )  # fmt: skip
 UNCHANGED = ("alias", "clone", "contiguous", "detach", "lift_fresh_copy", "dropout", "_to_copy", "to", "where")
 WEIGHTED = ("addmm", "conv_transpose1d", "conv_transpose2d")
@@ -80,6 +80,11 @@ def rule_of(node: Node) -> Rule:
         return FACTOR if node.op == "mul" else SCALED
     if node.op in PRODUCTS:
         return BILINEAR
+    if node.op in (*WEIGHTED, *CONVOLUTIONS, "linear") and len(node.inputs) > 1:
+        raise CertifyError(
+            f"expected constant weights, got {node.op} with weights that depend on the input in {node.path or 'the model'}; write "
+            "the product with matmul"
+        )
     if node.op == "add":
         return SUM if node.kwargs.get("alpha", 1) >= 0 else DIFFERENCE
     if node.op in RULES and (node.op != "index" or len(node.inputs) == 1):

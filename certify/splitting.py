@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -40,10 +40,10 @@ class InputSplit(Linear):
         if bounds.region.norm != "linf":
             raise CertifyError(f"expected an L∞ box to split, got a {bounds.region.norm} ball; use BetaCROWN")
         best = CROWN(self.threat).margins(bounds, front)
-        for group in (best <= 0).any(1).nonzero()[:, 0].tolist():
+        for group in (~(best > 0)).any(1).nonzero()[:, 0].tolist():
             end = time.monotonic() + self.seconds
             found = self.searched(bounds, bounds.region[torch.tensor([group])], front.a[group], end)
-            best[group] = torch.maximum(best[group], found)
+            best[group] = torch.fmax(best[group], found)
         return best
 
     def searched(self, bounds: Bounds, region: Region, a: Tensor, end: float) -> Tensor:
@@ -61,7 +61,7 @@ class InputSplit(Linear):
             inner.tighten()
             front = Front(a.expand(len(part), -1, -1))
             found = inner.carried(bounds.graph.output, front, watch=lambda name, a: pulls.update({name: a}))  # noqa: B023
-            found = torch.maximum(found, inner.elided(front))
+            found = torch.fmax(found, inner.elided(front))
             done = (found > 0).all(1)
             least = torch.minimum(least, found[done].amin(0)) if bool(done.any()) else least
             if bool(done.all()):
@@ -82,4 +82,4 @@ def box(region: Region, low: Tensor, high: Tensor) -> Region:
     """Boxes between points (N, D) as a region."""
     middle = ((low + high) / 2).view(-1, *region.anchor.shape[1:])
     down, up = low - middle.flatten(1), high - middle.flatten(1)
-    return replace(region, anchor=middle, low=down, high=up, eps=torch.maximum(-down, up).amax(1))
+    return Region("linf", middle, down, up, torch.maximum(-down, up).amax(1))

@@ -15,6 +15,8 @@ from adversarial.attacks.gradient import PGD
 from adversarial.streams import Streams
 from adversarial.threat import Ball
 from certify import CROWN, IBP, SDPCROWN, AlphaCROWN, BetaCROWN, Cascade, CertifyError, InputSplit
+from certify.ascent import Ascent
+from certify.bounds import Bounds
 from certify.coupling import lagrangian
 from certify.curves import CURVES
 from certify.graph import trace
@@ -316,6 +318,83 @@ def test_branch_and_bound_decides_what_lines_leave_open(activation):
             assert ((truth > 0.02) <= found.certified).all() and found.certified.sum() >= crown.certified.sum()
 
 
+class Hidden(nn.Module):
+    """Layers that are wired by a function."""
+
+    def __init__(self, f, **layers):
+        super().__init__()
+        self.f = f
+        self.layers = nn.ModuleDict(layers)
+
+    def forward(self, x):
+        return self.f(self.layers, x)
+
+
+def gated():
+    torch.manual_seed(0)
+    sizes = {"a": (6, 8), "b": (6, 8), "c": (8, 8), "o": (8, 3)}
+    return Hidden(
+        lambda m, x: m["o"](torch.relu(m["c"](torch.relu(m["a"](x)) * torch.sigmoid(m["b"](x))))),
+        **{name: nn.Linear(*size) for name, size in sizes.items()},
+    )
+
+
+def dead_branch():
+    """A ReLU that is alive at zero and dead in the region, which there takes the skip beside it away."""
+    torch.manual_seed(1)
+    model = Hidden(
+        lambda m, x: m["o"](torch.relu(m["c"](torch.relu(m["a"](x)) + torch.relu(1 - torch.relu(m["a"](x)))))),
+        a=nn.Linear(6, 6), c=nn.Linear(6, 8), o=nn.Linear(8, 3),
+    )  # fmt: skip
+    nn.init.eye_(model.layers["a"].weight)
+    model.layers["a"].bias.data.fill_(5.0)
+    model.layers["c"].weight.data.mul_(2)
+    model.layers["c"].bias.data = -(model.layers["c"].weight.data.sum(1) * 5.5)
+    return model
+
+
+def padded(activation):
+    torch.manual_seed(0)
+    maps = [nn.Conv2d(1, 4, 3, padding=1), activation, nn.Conv2d(4, 4, 3, padding=1), nn.ReLU()]
+    return nn.Sequential(nn.Unflatten(1, (1, 3, 2)), *maps, nn.Flatten(), nn.Linear(24, 3))
+
+
+def signed():
+    torch.manual_seed(0)
+    model = Hidden(lambda m, x: m["o"](torch.relu(m["a"](x) * model.signs)), a=nn.Linear(6, 6), o=nn.Linear(6, 3))
+    model.register_buffer("signs", torch.tensor([1, -1, 1, -1, 2, -2]))
+    return model
+
+
+TRAPS = {
+    "gated": gated, "dead branch": dead_branch, "padded sigmoid": lambda: padded(nn.Sigmoid()),
+    "padded clamp": lambda: padded(nn.Hardtanh(0.3, 2.0)), "padded hardsigmoid": lambda: padded(nn.Hardsigmoid()), "whole numbers": signed,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", TRAPS)
+def test_where_bounds_went_wrong_once(name):
+    model = TRAPS[name]().double().eval().requires_grad_(False)
+    if name == "whole numbers":
+        model.signs = model.signs.long()
+    x = torch.rand(4, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    y, graph = model(x).argmax(1), trace(model, x)
+    for ball in (Ball("l1", 0.5, None, None), Ball("l2", 0.5, None, None), Ball("linf", 0.2)):
+        truth = least_margin(model, ball, x, y, 60)
+        for certifier in (IBP(ball), CROWN(ball), SDPCROWN(ball), AlphaCROWN(ball, "full", coupled=True, iterations=5)):
+            assert (certifier(graph, x, y).margin <= truth + 1e-9).all(), (ball.norm, certifier)
+        region, streams = ball.around(x), Streams(x, 1)
+        bounds = Bounds(graph, region).intervals().couple()
+        for inner in bounds.wanted():
+            bounds.update(inner, Ascent(bounds, 5))
+        for _ in range(100):  # what is said of every value inside holds as well
+            values = graph.values(region.sample(streams, torch.arange(len(x))))
+            for inner, (low, high) in bounds.boxes.items():
+                assert (values[inner] >= low - 1e-9).all() and (values[inner] <= high + 1e-9).all(), inner
+            for inner, radius in bounds.coupling.radii.items() if bounds.coupling else ():
+                assert ((values[inner] - bounds.coupling.centres[inner]).flatten(1).norm(dim=1) <= radius + 1e-9).all()
+
+
 def test_a_linear_model_has_nothing_to_split():
     torch.manual_seed(0)
     model, x = nn.Linear(5, 3).eval(), torch.rand(8, 5)
@@ -367,6 +446,12 @@ def test_what_has_no_bound_is_said_in_one_sentence():
         IBP(lift(Spatial()))(nn.Flatten(), torch.rand(2, 1, 4, 4), y)
     with pytest.raises(CertifyError, match="operations with a rule, got sin"):
         IBP(ball)(Named(Function(torch.sin)).eval(), x, y)
+    with pytest.raises(CertifyError, match="elu with alpha of 0 or more, got -1"):
+        IBP(ball)(Named(nn.ELU(-1.0)).eval(), x, y)
+    with pytest.raises(CertifyError, match="a threshold of 20 or more"):
+        IBP(ball)(Named(nn.Softplus(threshold=1)).eval(), x, y)
+    with pytest.raises(CertifyError, match="an L∞ box to split"):
+        InputSplit(Ball("l2", 0.1))(model, x, y)
     with pytest.raises(CertifyError, match=r"torch\.export can follow"):
         IBP(ball)(Named(Function(lambda v: v if v.sum() > 0 else -v)).eval(), x, y)
     with pytest.raises(CertifyError, match="values above 0 where log"):
