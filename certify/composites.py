@@ -11,6 +11,7 @@ from torch import Tensor
 
 aten = torch.ops.aten
 FAR = -1e9  # stands for what is outside the image of a max pooling
+MOST = 40.0  # exp of more is one in 4e-18 of a softmax, less than double precision tells from nothing; of a mask it overflows
 
 
 def divide(x: Any, y: Any, *, rounding_mode: str | None = None) -> Tensor:
@@ -22,7 +23,9 @@ def divide(x: Any, y: Any, *, rounding_mode: str | None = None) -> Tensor:
 def softmax(x: Tensor, dim: int, *_: Any) -> Tensor:
     """1 / Σ_j exp(x_j − x_i): sums of exponentials of differences lose less than a quotient of two bounds."""
     x = x.transpose(dim, -1)
-    return torch.exp(x.unsqueeze(-2) - x.unsqueeze(-1)).sum(-1).reciprocal().transpose(dim, -1)
+    others = 1 - torch.eye(x.shape[-1], dtype=x.dtype, device=x.device)  # intervals forget that x_i − x_i is 0
+    apart = ((x.unsqueeze(-2) - x.unsqueeze(-1)) * others).clamp(max=MOST)
+    return torch.exp(apart).sum(-1).reciprocal().transpose(dim, -1)
 
 
 def log_softmax(x: Tensor, dim: int, *_: Any) -> Tensor:
