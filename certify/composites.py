@@ -53,8 +53,13 @@ def scaled(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
 
 
 def normal(x: Tensor, dims: list[int], eps: float) -> Tensor:
-    centred = x - x.mean(dims, keepdim=True)
-    return centred * torch.rsqrt(torch.square(centred).mean(dims, keepdim=True) + eps)
+    return per_root_mean_square(x - x.mean(dims, keepdim=True), dims, eps)
+
+
+def per_root_mean_square(x: Tensor, dims: list[int], eps: float) -> Tensor:
+    """Over n numbers it is never above √n in size, which the product of two intervals does not know."""
+    most = math.sqrt(math.prod(x.shape[dim] for dim in dims)) * (1 + 1e-6)
+    return (x * torch.rsqrt(torch.square(x).mean(dims, keepdim=True) + eps)).clamp(-most, most)
 
 
 def layer_norm(x: Tensor, shape: list[int], weight: Any = None, bias: Any = None, eps: float = 1e-5, *_: Any) -> Tensor:
@@ -64,7 +69,7 @@ def layer_norm(x: Tensor, shape: list[int], weight: Any = None, bias: Any = None
 def rms_norm(x: Tensor, shape: list[int], weight: Any = None, eps: float | None = None) -> Tensor:
     dims = [-i - 1 for i in range(len(shape))]
     eps = torch.finfo(x.dtype).eps if eps is None else eps
-    return scaled(x * torch.rsqrt(torch.square(x).mean(dims, keepdim=True) + eps), weight, None)
+    return scaled(per_root_mean_square(x, dims, eps), weight, None)
 
 
 def group_norm(x: Tensor, groups: int, weight: Any = None, bias: Any = None, eps: float = 1e-5, *_: Any) -> Tensor:
