@@ -79,7 +79,7 @@ class Bounds:
         if name in self.boxes:
             low, high = torch.maximum(low, self.boxes[name][0]), torch.minimum(high, self.boxes[name][1])
         self.boxes[name] = low, high
-        if torch.equal(low, high):
+        if torch.equal(low, high) and bool(low.isfinite().all()):  # what overflows is not known
             self.still.add(name)
         for other in self.graph.readers[name]:
             self.relaxed.pop(other, None)
