@@ -136,7 +136,8 @@ class Bounds:
         for some in places.split(size, 1) if most else ():
             for sign, side in ((1.0, low), (-1.0, high)):
                 front = begun(shape, some, sign, low, windowed=self.windowed(name))
-                found = (bound or self.lower)(name, front) * sign
+                found = (bound or self.lower)(name, front)
+                found = torch.where(found.isnan(), -torch.inf, found) * sign  # what overflowed says nothing
                 side.scatter_reduce_(1, some, found, "amax" if sign > 0 else "amin")
         self.narrow(name, (low.view(-1, *shape), torch.maximum(low, high).view(-1, *shape)))
         self.forward(name)
