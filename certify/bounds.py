@@ -221,7 +221,8 @@ class Bounds:
                 node = self.graph.nodes[current]
                 passed, constant = self.rules[current].back(node, front, self.planes(current), slopes)
                 if self.coupling is not None and isinstance(self.rules[current], OneNumber):
-                    constant = self.coupling.better(current, front, passed[0].a, self.planes(current), constant)
+                    tied = self.coupling.better(current, front, passed[0].a, self.planes(current), constant)
+                    constant = torch.where(tied.isnan(), constant, tied)  # no ball is known there
                 bound = bound + constant
                 for other, part in zip(node.inputs, passed, strict=True):
                     pending[other] = pending[other] + part if other in pending else part
