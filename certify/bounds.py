@@ -20,9 +20,10 @@ from torch import Tensor
 from adversarial.threat import Region
 from certify.affine import Box, Convolution, Dense, Pointwise
 from certify.coupling import Coupling
+from certify.errors import CertifyError
 from certify.front import Front, begun
 from certify.graph import Graph
-from certify.nonlinear import OneNumber, Slopes
+from certify.nonlinear import Chosen, OneNumber, Product, Slopes, Step
 from certify.rules import ONE_EACH, rule_of
 
 NUMBERS = 2**24  # of the largest tensor in front of a node's values: 64 MB in float32
@@ -39,6 +40,7 @@ class Bounds:
         self.rules = {name: rule_of(node) for name, node in graph.nodes.items() if name != graph.input}
         self.boxes: dict[str, Box] = {}
         self.relaxed: dict[str, tuple[Tensor, ...]] = {}
+        self.still: set[str] = set()  # nodes that hold one known value for each sample
         self.sizes: dict[str, int] = {}
         self.done: set[str] = set()
         self.coupling: Coupling | None = None
@@ -55,13 +57,22 @@ class Bounds:
         """The same for some of the samples, each as often as it is named."""
         found = Bounds(self.graph, self.region[rows])
         found.boxes = {name: (low[rows], high[rows]) for name, (low, high) in self.boxes.items()}
-        found.sizes, found.done = self.sizes, set(self.done)
+        found.sizes, found.done, found.still = self.sizes, set(self.done), set(self.still)
         found.coupling = None if self.coupling is None else self.coupling[rows]
         return found
 
     def interval(self, name: str) -> Box:
         node = self.graph.nodes[name]
-        low, high = self.rules[name].box(node, [self.boxes[other] for other in node.inputs])
+        boxes = [self.boxes[other] for other in node.inputs]
+        if self.still.issuperset(node.inputs):
+            value = node.run(*(low for low, _ in boxes))
+            return value, value
+        if not isinstance(self.rules[name], (Chosen, Step)) and not all(low.is_floating_point() for low, _ in boxes):
+            raise CertifyError(
+                f"expected floating point beside what the threat moves, got {node.op} of whole numbers or truth values in "
+                f"{node.path or 'the model'}; cast them first"
+            )
+        low, high = self.rules[name].box(node, boxes)
         if name in self.first:
             middle, reach = self.first[name]
             low, high = torch.maximum(low, middle - reach), torch.minimum(high, middle + reach)
@@ -90,6 +101,8 @@ class Bounds:
         if name in self.boxes:
             low, high = torch.fmax(low, self.boxes[name][0]), torch.fmin(high, self.boxes[name][1])
         self.boxes[name] = low, high
+        if torch.equal(low, high) and bool(low.isfinite().all()):  # what overflows is not known
+            self.still.add(name)
         for other in self.graph.readers[name]:
             self.relaxed.pop(other, None)
 
@@ -145,7 +158,8 @@ class Bounds:
         for some in places.split(size, 1) if most else ():
             for sign, side in ((1.0, low), (-1.0, high)):
                 front = begun(shape, some, sign, low, windowed=self.windowed(name))
-                found = (bound or self.lower)(name, front) * sign
+                found = (bound or self.lower)(name, front)
+                found = torch.where(found.isnan(), -torch.inf, found) * sign  # what overflowed says nothing
                 side.scatter_reduce_(1, some, found, "amax" if sign > 0 else "amin")
         self.narrow(name, (low.view(-1, *shape), torch.maximum(low, high).view(-1, *shape)))
         self.forward(name)
@@ -163,6 +177,9 @@ class Bounds:
         low, high = self.boxes[name]
         found = torch.zeros_like(low, dtype=torch.bool)
         for other in self.graph.readers[name]:
+            rest = [each for each in self.graph.nodes[other].inputs if each != name]
+            if isinstance(self.rules[other], Product) and rest and self.still.issuperset(rest):
+                continue  # a product with what does not move loses nothing
             found |= self.rules[other].undecided(self.graph.nodes[other], (low, high))
         return found
 
@@ -218,7 +235,7 @@ class Bounds:
             watch(current, front.a)
             if current == self.graph.input:
                 bound = bound + self.least(front)
-            elif current in stops:
+            elif current in stops or current in self.still:
                 low, high = (front.pick(side) for side in self.boxes[current])
                 bound = bound + front.total(low, front.a.clamp(min=0)) + front.total(high, front.a.clamp(max=0))
             else:

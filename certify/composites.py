@@ -11,6 +11,7 @@ from torch import Tensor
 
 aten = torch.ops.aten
 FAR = -1e9  # stands for what is outside the image of a max pooling
+MOST = 40.0  # exp of more is one in 4e-18 of a softmax, less than double precision tells from nothing; of a mask it overflows
 
 
 def divide(x: Any, y: Any, *, rounding_mode: str | None = None) -> Tensor:
@@ -22,7 +23,9 @@ def divide(x: Any, y: Any, *, rounding_mode: str | None = None) -> Tensor:
 def softmax(x: Tensor, dim: int, *_: Any) -> Tensor:
     """1 / Σ_j exp(x_j − x_i): sums of exponentials of differences lose less than a quotient of two bounds."""
     x = x.transpose(dim, -1)
-    return torch.exp(x.unsqueeze(-2) - x.unsqueeze(-1)).sum(-1).reciprocal().transpose(dim, -1)
+    others = 1 - torch.eye(x.shape[-1], dtype=x.dtype, device=x.device)  # intervals forget that x_i − x_i is 0
+    apart = ((x.unsqueeze(-2) - x.unsqueeze(-1)) * others).clamp(max=MOST)
+    return torch.exp(apart).sum(-1).reciprocal().transpose(dim, -1)
 
 
 def log_softmax(x: Tensor, dim: int, *_: Any) -> Tensor:
@@ -50,8 +53,13 @@ def scaled(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
 
 
 def normal(x: Tensor, dims: list[int], eps: float) -> Tensor:
-    centred = x - x.mean(dims, keepdim=True)
-    return centred * torch.rsqrt(torch.square(centred).mean(dims, keepdim=True) + eps)
+    return per_root_mean_square(x - x.mean(dims, keepdim=True), dims, eps)
+
+
+def per_root_mean_square(x: Tensor, dims: list[int], eps: float) -> Tensor:
+    """Over n numbers it is never above √n in size, which the product of two intervals does not know."""
+    most = math.sqrt(math.prod(x.shape[dim] for dim in dims)) * (1 + 1e-6)
+    return (x * torch.rsqrt(torch.square(x).mean(dims, keepdim=True) + eps)).clamp(-most, most)
 
 
 def layer_norm(x: Tensor, shape: list[int], weight: Any = None, bias: Any = None, eps: float = 1e-5, *_: Any) -> Tensor:
@@ -61,7 +69,7 @@ def layer_norm(x: Tensor, shape: list[int], weight: Any = None, bias: Any = None
 def rms_norm(x: Tensor, shape: list[int], weight: Any = None, eps: float | None = None) -> Tensor:
     dims = [-i - 1 for i in range(len(shape))]
     eps = torch.finfo(x.dtype).eps if eps is None else eps
-    return scaled(x * torch.rsqrt(torch.square(x).mean(dims, keepdim=True) + eps), weight, None)
+    return scaled(per_root_mean_square(x, dims, eps), weight, None)
 
 
 def group_norm(x: Tensor, groups: int, weight: Any = None, bias: Any = None, eps: float = 1e-5, *_: Any) -> Tensor:

@@ -20,6 +20,9 @@ SHAPED = frozenset(("view", "reshape", "_unsafe_view", "flatten", "unsqueeze", "
 BIASED = frozenset(("linear", "conv1d", "conv2d", "conv3d", "convolution", "conv_transpose1d", "conv_transpose2d"))
 JOINED = frozenset(("cat", "stack"))
 SAME = frozenset(("alias", "clone", "contiguous", "detach", "lift_fresh_copy", "dropout", "_to_copy", "to"))
+UNSAID = frozenset(
+    ("_assert_tensor_metadata", "_assert_scalar", "_assert_async")
+)  # they hold for the example, and give nothing
 
 
 @dataclass(frozen=True)
@@ -90,6 +93,9 @@ class Node:
         args = [filled(argument) for argument in self.args]
         if self.op in SIZED:
             args[1] = [rows, *args[1][1:]]
+        if self.op == "index" and torch.is_tensor(args[1][0]):  # numbers of the samples, see `made`
+            own = torch.arange(rows, device=args[1][0].device).view(rows, *args[1][0].shape[1:])
+            args[1] = [own, *args[1][1:]]
         return self.call(*args, **{key: filled(value) for key, value in self.kwargs.items()})
 
 
@@ -242,7 +248,10 @@ def flattened(program: Any) -> Graph:
     several: dict[str, Any] = {}  # nodes with more than one output
     nodes: dict[str, Node] = {}
     first = last = ""
+    unstacked(program.graph)
     for node in program.graph.nodes:
+        if node.op == "call_function" and operation(node) in UNSAID:
+            continue
         if node.op == "placeholder" and node.name in target:
             constants[node.name] = state[target[node.name]].detach()
         elif node.op == "placeholder":
@@ -263,6 +272,19 @@ def flattened(program: Any) -> Graph:
     return Graph(nodes, first, last)
 
 
+def unstacked(graph: Any) -> None:
+    """One value out of a stack is that value: recurrent networks stack last states in front of the batch."""
+    for node in list(graph.nodes):
+        if node.op == "call_function" and node.target is torch.ops.aten.select.int and node.args[1] == 0:
+            stack = node.args[0]
+            if stack.target is torch.ops.aten.stack.default and not any(stack.args[1:]):
+                node.replace_all_uses_with(stack.args[0][node.args[2]])
+                graph.erase_node(node)
+    for node in reversed(list(graph.nodes)):
+        if node.op == "call_function" and node.target is torch.ops.aten.stack.default and not node.users:
+            graph.erase_node(node)
+
+
 def batchless(value: Any) -> Any:
     """A constant that was expanded along the batch, for one sample."""
     if torch.is_tensor(value) and value.ndim > 1 and len(value) == BATCH and bool((value == value[:1]).all()):
@@ -270,12 +292,16 @@ def batchless(value: Any) -> Any:
     return value
 
 
+def operation(node: Any) -> str:
+    return node.target.__name__.split(".")[0]
+
+
 def made(node: Any, several: dict[str, Any], constants: dict[str, Any]) -> Node:
     """A node of ours from one of torch's."""
     pick, origin = None, node
     if node.target is operator.getitem:
         origin, pick = several[node.args[0].name], node.args[1]
-    shape, name = node.meta["val"].shape, origin.target.__name__.split(".")[0]
+    shape, name = node.meta["val"].shape, operation(origin)
     stack = list((origin.meta.get("nn_module_stack") or {}).values())
     path = str(stack[-1][0]) if stack else ""
     if not len(shape) or shape[0] != BATCH:
@@ -291,10 +317,21 @@ def made(node: Any, several: dict[str, Any], constants: dict[str, Any]) -> Node:
         return Ref(other.name)
 
     args, kwargs = torch.fx.node.map_arg((tuple(origin.args), dict(origin.kwargs)), argument)
+    if name == "index" and torch.is_tensor(args[1][0]):
+        own = torch.arange(BATCH, device=args[1][0].device)
+        if args[1][0].shape[:1] != own.shape or not bool(
+            (args[1][0] == own.view(-1, *(1,) * (args[1][0].ndim - 1))).all()
+        ):
+            raise CertifyError(
+                f"expected a model that keeps samples apart, got rows picked by number in {path or 'the model'}"
+            )
     call = origin.target if pick is None else (lambda *a, **k: origin.target(*a, **k)[pick])
     if name in ("view", "_unsafe_view"):  # of values that lie otherwise in memory than the exporter's
         call = torch.Tensor.reshape
-    if name in SAME:
+    kinds = {each.meta["val"].dtype for each in (*origin.all_input_nodes, node) if torch.is_tensor(each.meta["val"])}
+    if name in SAME and not all(kind.is_floating_point for kind in kinds):
+        name, args, kwargs, call = "cast", (*args[:1], node.meta["val"].dtype), {}, torch.Tensor.to
+    elif name in SAME:
         args, kwargs, call = args[:1], {}, torch.Tensor.clone
     if name == "mul" and len(inputs) == 2 and inputs[0] == inputs[1]:
         name, args, call, inputs = "square", args[:1], torch.square, inputs[:1]

@@ -168,6 +168,63 @@ class Largest:
         return [replace(front, a=passed)], front.total(above, negative)
 
 
+class Step:
+    """What jumps has no bound but at values that the threat leaves as they are, where it is a constant (`Bounds.interval`)."""
+
+    nonlinear = True
+
+    def local(self, node: Node, shapes: list[torch.Size]) -> bool:
+        return False
+
+    def undecided(self, node: Node, box: Box) -> Tensor:
+        return torch.zeros_like(box[0], dtype=torch.bool)
+
+    def box(self, node: Node, boxes: list[Box]) -> Box:
+        raise CertifyError(
+            f"expected a threat that leaves the values as they are of which {node.op} is taken in {node.path or 'the model'}, got "
+            "one that moves them; a jump has no bound: keep them out of the threat with its mask, or use smoothing"
+        )
+
+    def relax(self, node: Node, boxes: list[Box]) -> tuple[Tensor, ...]:
+        return ()
+
+    def back(
+        self, node: Node, front: Front, relaxed: tuple[Tensor, ...], slopes: Slopes | None = None
+    ) -> tuple[list[Front], Tensor]:
+        raise CertifyError(f"expected {node.op} of values that are known, got it in a bound of what moves")
+
+
+class Chosen:
+    """One value or another, by a condition that the threat leaves as it is, for each sample its own."""
+
+    nonlinear = True
+
+    def local(self, node: Node, shapes: list[torch.Size]) -> bool:
+        return False
+
+    def undecided(self, node: Node, box: Box) -> Tensor:
+        return torch.zeros_like(box[0], dtype=torch.bool)
+
+    def box(self, node: Node, boxes: list[Box]) -> Box:
+        return node.run(*(low for low, _ in boxes)), node.run(*(high for _, high in boxes))
+
+    def relax(self, node: Node, boxes: list[Box]) -> tuple[Tensor, ...]:
+        """The condition and zeros of each value; then what is chosen where the values are zero."""
+        still = boxes[0][0], *(torch.zeros_like(low) for low, _ in boxes[1:])
+        return *still, node.run(*still)
+
+    def back(
+        self, node: Node, front: Front, relaxed: tuple[Tensor, ...], slopes: Slopes | None = None
+    ) -> tuple[list[Front], Tensor]:
+        chosen, *zeros, constant = relaxed
+        with torch.enable_grad():
+            places = [front.of(each).repeat_interleave(front.a.shape[1], 0).requires_grad_() for each in zeros]
+            by = front.of(chosen).repeat_interleave(front.a.shape[1], 0)
+            found = torch.autograd.grad(node.run(by, *places), places, front.rows, create_graph=front.a.requires_grad)
+        nothing = replace(front, a=front.a.new_zeros(*front.a.shape[:2], *chosen.shape[1:]))
+        return [nothing, *map(front.back, found)], front.total(front.pick(constant))
+
+
 def axis(node: Node, ndim: int) -> tuple[int, bool]:
     """The axis along which the largest value is taken, and whether it stays. Raises: CertifyError for several."""
     dims = node.args[1] if len(node.args) > 1 else list(range(1, ndim))

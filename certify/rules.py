@@ -11,8 +11,8 @@ from certify.affine import Affine, Box, Convolution, Dense, Pointwise, added, we
 from certify.curves import CURVES
 from certify.errors import CertifyError
 from certify.front import Front
-from certify.graph import Node
-from certify.nonlinear import Largest, OneNumber, Product, Slopes
+from certify.graph import Node, Ref
+from certify.nonlinear import Chosen, Largest, OneNumber, Product, Slopes, Step
 
 
 class Rule(Protocol):
@@ -58,6 +58,10 @@ ONE_EACH = (  # every number of the result is one of the input that no other one
 )  # fmt: skip
 UNCHANGED = ("alias", "clone", "contiguous", "detach", "lift_fresh_copy", "dropout", "_to_copy", "to", "where")
 WEIGHTED = ("addmm", "conv_transpose1d", "conv_transpose2d")
+STEPS = (
+    "cast", "round", "floor", "ceil", "trunc", "sign", "gt", "ge", "lt", "le", "eq", "ne", "logical_and", "logical_or", "logical_not",
+    "logical_xor", "bitwise_and", "bitwise_or", "bitwise_not", "__and__", "__or__", "any", "all", "argmax", "argmin",
+)  # fmt: skip
 CONVOLUTIONS = ("conv1d", "conv2d", "conv3d", "convolution")
 PRODUCTS = ("mul", "matmul", "mm", "bmm")
 RULES: dict[str, Rule] = (
@@ -68,9 +72,10 @@ RULES: dict[str, Rule] = (
     | {"linear": Dense(weighted), "amax": Largest()}
     | {name: Pointwise(added) for name in ("sub", "rsub", "neg")}
     | {name: OneNumber() for name in CURVES}
+    | {name: Step() for name in STEPS}
 )
-SCALED, FACTOR, BILINEAR, SUM, DIFFERENCE = (
-    Affine(weighted), Pointwise(weighted), Product(), Pointwise(), Pointwise(added),
+SCALED, FACTOR, BILINEAR, SUM, DIFFERENCE, CHOSEN = (
+    Affine(weighted), Pointwise(weighted), Product(), Pointwise(), Pointwise(added), Chosen(),
 )  # fmt: skip
 
 
@@ -87,6 +92,8 @@ def rule_of(node: Node) -> Rule:
         )
     if node.op == "add":
         return SUM if node.kwargs.get("alpha", 1) >= 0 else DIFFERENCE
+    if node.op == "where" and isinstance(node.args[0], Ref):
+        return CHOSEN
     if node.op in RULES and (node.op != "index" or len(node.inputs) == 1):
         return RULES[node.op]
     known = ", ".join(sorted({*RULES, *PRODUCTS, "add"}))

@@ -138,6 +138,22 @@ def test_rewrites_of_molecules(molecules, tmp_path):
     assert facts["width"] >= 0 and len(facts["low"]) == 4 and "median" in values.text
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["ibp", "auto"])
+def test_embeddings_of_molecules(molecules, tmp_path, method):
+    """A network of hundreds of recurrent steps: bounds end, and what they cannot show is said."""
+    arguments = [
+        "certify", str(molecules / "classification"), "--data", str(molecules / "data.csv"), "--out", str(tmp_path), "--rows", "2",
+        "--threat", "linf", "--eps", "0.0001", "--method", method, "--seconds", "2",
+    ]  # fmt: skip
+    done = CliRunner().invoke(app, arguments)
+    if done.exit_code:
+        assert done.exit_code == 2 and done.stderr.count("\n") == 1, done.output
+    else:
+        assert "of the embeddings" in done.output and (tmp_path / "certify.json").is_file()
+        assert CertifiedRobustness.from_json(tmp_path / "points.json").contradictions() == []
+
+
 @pytest.mark.parametrize(
     ("options", "says"),
     [({"threat": "l7"}, "a threat among rewrites, linf"), ({"threat": "linf", "eps": (0.1,)}, "a model of classes"),
