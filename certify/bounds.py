@@ -101,7 +101,8 @@ class Bounds:
         if name in self.boxes:
             low, high = torch.fmax(low, self.boxes[name][0]), torch.fmin(high, self.boxes[name][1])
         self.boxes[name] = low, high
-        if torch.equal(low, high) and bool(low.isfinite().all()):  # what overflows is not known
+        known = torch.equal(low[:1], high[:1]) and torch.equal(low, high)  # one sample tells nearly always
+        if known and bool(low.isfinite().all()):  # what overflows is not known
             self.still.add(name)
         for other in self.graph.readers[name]:
             self.relaxed.pop(other, None)
