@@ -12,8 +12,9 @@ from torch import nn
 
 
 def mark_of(*things: Any) -> str:
-    """A digest of settings, tensors and models: every number of a tensor counts, and everything a dataclass holds; of other
-    objects the class."""
+    """A digest of settings, tensors and models: every number of a tensor counts, and everything a dataclass holds; of a model
+    also its modules' classes and what they print of themselves, not other attributes, which may count calls; of other objects
+    the class."""
     total = hashlib.sha256()
     for piece in pieces(things):
         total.update(piece)
@@ -26,6 +27,9 @@ def pieces(thing: Any) -> Iterator[bytes]:
         yield thing.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
     elif isinstance(thing, nn.Module):
         yield from pieces(thing.state_dict())
+        for name, module in thing.named_modules():
+            yield f"{name} {type(module).__module__}.{type(module).__qualname__} {module.extra_repr()}".encode()
+            yield from pieces({key: each for key, each in module.named_buffers(recurse=False) if each is not None})
     elif is_dataclass(thing) and not isinstance(thing, type):
         yield type(thing).__qualname__.encode()
         for field in fields(thing):

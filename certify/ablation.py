@@ -111,7 +111,7 @@ class Ablation:
         )  # fmt: skip
         prediction = torch.where(radius >= 0, named, -1)
         certified = (prediction == y) & (radius >= region.eps)
-        radius = radius.clamp_min(0).to(x.dtype)
+        radius = radius.clamp_min(0).double()
         return Certificate(
             prediction, certified, radius, torch.full_like(radius, torch.nan), self.threat, type(self).__name__,
             "probabilistic", 1 - self.alpha,

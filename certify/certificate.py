@@ -188,7 +188,7 @@ def proof(certifier: Any, logits: Tensor, y: Tensor, margins: Tensor, radius: Te
     What is predicted wrongly, and what is not finite, has no radius.
     """
     prediction, least = logits.argmax(1), margins.scatter(1, y[:, None], torch.inf).amin(1)
-    right = (prediction == y) & margins.isfinite().all(1) & radius.isfinite()
+    right = (prediction == y) & margins.isfinite().all(1) & radius.isfinite() & ~logits.isnan().any(1)
     radius = torch.where(right, radius, 0).clamp(min=0)
     certified = right & (radius >= eps) & (least > 0)
     return Certificate(

@@ -105,4 +105,6 @@ class CNNCert:
         radius = radius_of(once, graph, x, y, start=self.start, steps=self.steps, batch_size=batch_size)
         radius = torch.maximum(radius, asked.radius)
         certified = (radius > 0) & (radius >= self.threat.around(x).eps)  # also by a larger ball
-        return replace(asked, certified=certified, radius=radius, method=type(self).__name__)
+        # what a larger ball shows, this one's bound may not
+        margin = torch.where(certified & ~asked.certified, torch.nan, asked.margin)
+        return replace(asked, certified=certified, radius=radius, margin=margin, method=type(self).__name__)

@@ -82,11 +82,11 @@ def distance(a: Tensor, height: Tensor, region: Region, *, iterations: int = 20)
             break
         fall, slope = descent(a[rows], found[rows], region[rows])
         gap = height[rows] - fall
-        step = torch.where(slope > 1e-7 * steep[rows], gap / slope.clamp_min(tiny), torch.inf)
-        step = torch.where(gap > 1e-6 * height[rows], step, 0.0)
+        falls = (slope > 1e-7 * steep[rows]) & (gap > 1e-6 * height[rows])  # else what was found so far stands
+        step = torch.where(falls, gap / slope.clamp_min(tiny), 0.0)
         found[rows] = found[rows] + step
         rows = rows[(step > 0) & step.isfinite()]
-    return found
+    return torch.where(height > region.support(-a), torch.inf, found)
 
 
 def descent(a: Tensor, r: Tensor, region: Region) -> tuple[Tensor, Tensor]:

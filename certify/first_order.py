@@ -93,7 +93,8 @@ class FirstOrderSmoothing:
         shown = progress and (accelerator is None or accelerator.is_main_process)
         part.run(Sampler(model, x[own], plain, batch_size), keeper, shown)
         found = part.found()
-        known = (found["radius"] > 0).nonzero()[:, 0].tolist()
+        moves = ((region[own].low < 0) | (region[own].high > 0)).any(1)
+        known = ((found["radius"] > 0) & moves).nonzero()[:, 0].tolist()
         for row in tqdm(known, desc="worst cases", delay=2, disable=not shown):
             radius = self.radius(part, region[own], row)
             found["radius"][row] = torch.maximum(found["radius"][row], below(np.array(radius), x.dtype).to(x.device))

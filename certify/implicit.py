@@ -108,7 +108,11 @@ class NEMON(nn.Module):
         change, rate = step(z) - z, float(1 - alpha * gap)
         first = float(distance(change).amax()) / self.tol
         needed = math.ceil(math.log(first) / -math.log(rate)) if first > 1 and 0 < rate < 1 else 1
-        for _ in range(min(CAP, needed + 1)):
+        if needed > CAP:
+            raise CertifyError(
+                f"expected a contraction that ends within {CAP} steps, got one of {needed}; take a smaller m or a larger tol"
+            )
+        for _ in range(needed + 1):
             if bool((distance(change) <= self.tol).all()):
                 break
             z = z + alpha * change

@@ -118,7 +118,7 @@ class DualNetwork:
 
 def chord(low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
     """The slope of ReLU's lines below and above, and how far the one above lies over zero at zero."""
-    undecided = (low < 0) & (high > 0)
+    undecided = ~((low >= 0) | (high <= 0))  # what is not a number is undecided, and stays so
     width = torch.where(undecided, high - low, 1.0)
     slope = torch.where(undecided, high / width, (low >= 0).to(low))
     return slope, torch.where(undecided, -slope * low, 0.0)

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from adversarial.lifting import ParametrisedSet, image, wide
 from adversarial.streams import Streams
+from certify.errors import CertifyError
 
 CELLS = 200  # of the range of contrasts; each is covered by its worst end
 
@@ -41,6 +42,15 @@ def quantile(p: Tensor) -> Tensor:
 
 def cdf(x: Tensor) -> Tensor:
     return torch.special.ndtr(x)
+
+
+def check_positive(change: object, *names: str) -> None:
+    for name in names:
+        value = getattr(change, name)
+        if not value > 0:
+            raise CertifyError(
+                f"expected {name} above 0 of {type(change).__name__}, got {value:g}; take a small one for none"
+            )
 
 
 @dataclass(frozen=True)
@@ -107,11 +117,14 @@ class Roll(Resolvable):
     low = -1.0
     high = 1.0
 
+    def __post_init__(self) -> None:
+        check_positive(self, "pixels", "scale")
+
     def neutral(self, x: Tensor) -> Tensor:
         return image(x).new_zeros(len(x), 2)
 
     def apply(self, x: Tensor, parameters: Tensor) -> Tensor:
-        across, down = (self.pixels * parameters).round().long().unbind(1)
+        across, down = (self.pixels * parameters.double()).round().long().unbind(1)
         rows = (torch.arange(x.shape[2], device=x.device) - down[:, None]) % image(x).shape[2]
         columns = (torch.arange(x.shape[3], device=x.device) - across[:, None]) % x.shape[3]
         sample = torch.arange(len(x), device=x.device)[:, None, None]
@@ -121,7 +134,8 @@ class Roll(Resolvable):
         return streams.normal(rows, draws, 2).double() * self.scale / self.pixels
 
     def covered(self, low: Tensor, high: Tensor, p: Tensor, q: Tensor) -> Tensor:
-        farthest = (self.pixels * torch.maximum(low.abs(), high.abs())).round()
+        # a parameter that rounds to half a pixel may become the next whole one
+        farthest = (self.pixels * torch.maximum(low.abs(), high.abs()) * (1 + 1e-6) + 0.5).floor()
         return torch.linalg.vector_norm(farthest, dim=1) < self.scale / 2 * (quantile(p) - quantile(q))
 
 
@@ -149,6 +163,10 @@ class Gain(Resolvable):
     scale: tuple[float, float] = (0.2, 0.2)
     low = -1.0
     high = 1.0
+
+    def __post_init__(self) -> None:
+        check_positive(self, "brightness", "contrast")
+
     within = (None, None)
 
     def neutral(self, x: Tensor) -> Tensor:

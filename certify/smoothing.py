@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from adversarial.attacks.combine import share_name
 from adversarial.marks import mark_of
 from adversarial.processes import gathered, share_of
-from adversarial.threat import Ball, Region
+from adversarial.threat import Ball, Region, norm_of
 from certify.certificate import Certificate
 from certify.checks import check_classes, check_labels
 from certify.crown import plain
@@ -246,6 +246,8 @@ def opened(threat: Ball, model: nn.Module, x: Tensor, y: Tensor) -> Region:
     check_labels(x, y)
     check_still(model)
     region = plain(threat.around(x))
+    # the noise is around the input, the threat around where its bounds moved it, by rounding
+    region = replace(region, eps=region.eps + norm_of((x - region.anchor).flatten(1), region.norm))
     with torch.no_grad():
         check_classes(y, model(x[:1]))
     return region

@@ -15,6 +15,7 @@ from certify.checks import check_labels
 from certify.errors import CertifyError
 from certify.graph import check_still
 from certify.resolvable import Gain, HeatBlur, Resolvable, Roll
+from certify.smoothing import below
 from certify.votes import BoundsOf, check_bounds, check_sampling, counted, shares
 
 HALVINGS = 40
@@ -82,7 +83,7 @@ class TSS:
         prediction = torch.where(sure, named, -1)
         certified = (prediction == y) & (radius >= region.eps)
         return Certificate(
-            prediction, certified, radius.to(x.dtype), torch.full_like(p, torch.nan), self.threat, type(self).__name__,
+            prediction, certified, torch.where(radius < region.eps, below(radius.cpu().numpy(), x.dtype).to(x.device), region.eps), torch.full_like(p, torch.nan), self.threat, type(self).__name__,
             "probabilistic", 1 - self.alpha,
         )  # fmt: skip
 

@@ -14,7 +14,18 @@ from adversarial import Spatial, lift
 from adversarial.attacks.gradient import PGD
 from adversarial.streams import Streams
 from adversarial.threat import Ball
-from certify import CROWN, IBP, SDPCROWN, AlphaCROWN, BetaCROWN, Cascade, CertifyError, InputSplit
+from certify import (
+    CROWN,
+    IBP,
+    SDPCROWN,
+    AlphaCROWN,
+    BetaCROWN,
+    Cascade,
+    CertifyError,
+    InputSplit,
+    PolyhedralEnvelope,
+    WongKolter,
+)
 from certify.ascent import Ascent
 from certify.bounds import Bounds
 from certify.coupling import lagrangian
@@ -462,3 +473,25 @@ def test_what_has_no_bound_is_said_in_one_sentence():
         IBP(ball)(Named(Function(lambda v: v.view(-1, 3, 2).permute(1, 0, 2).sum(0).repeat(1, 3))).eval(), x, y)
     with pytest.raises(CertifyError, match="does it draw random numbers"):
         IBP(ball)(Named(Function(lambda v: v + torch.rand(6))).eval(), x, y)
+
+
+def test_what_overflows_is_not_shown():
+    first, second, last = nn.Linear(2, 2, bias=False), nn.Linear(2, 1, bias=False), nn.Linear(1, 2)
+    first.weight.data = torch.eye(2) * 1e30
+    second.weight.data = torch.tensor([[1e30, -1e30]])
+    last.weight.data, last.bias.data = torch.tensor([[-1.0], [1.0]]), torch.tensor([1.0, 0.0])
+    model = nn.Sequential(first, nn.ReLU(), second, nn.ReLU(), last).eval()
+    x, ball = torch.tensor([[-0.1, -0.1]]), Ball("linf", 0.2, None, None)
+    for certifier in (WongKolter(ball), PolyhedralEnvelope(ball)):
+        found = certifier(model, x, torch.tensor([0]))
+        assert not found.certified.any() and (found.radius == 0).all()
+
+
+def test_an_envelope_reaches_no_farther_than_a_plane_that_falls_slowly():
+    model = nn.Linear(2, 2).double().eval()
+    model.weight.data = torch.tensor([[-1.0, -0.9e-7], [0.0, 0.0]], dtype=torch.float64)
+    model.bias.data = torch.tensor([1 + 0.45e-7, 0.0], dtype=torch.float64)
+    found = PolyhedralEnvelope(Ball("linf", 1.0))(
+        model, torch.tensor([[0.99, 0.0]], dtype=torch.float64), torch.tensor([0])
+    )
+    assert float(found.radius) <= 0.5 and not found.certified.any()

@@ -412,3 +412,20 @@ def test_bad_input_of_smoothing_over_parameters():
     ):
         with pytest.raises(CertifyError, match=says):
             make()
+
+
+def test_a_shift_that_rounds_up_is_counted_whole():
+    for pixels in range(1, 13):
+        for eps in (0.05, 0.35, 0.55, 0.7, 0.95):
+            roll = Roll(float(pixels), 3.0)
+            most = torch.full((1, 2), eps, dtype=torch.float32)
+            steps = roll.apply(torch.arange(64.0).view(1, 1, 1, 64), torch.tensor([[most[0, 0], 0.0]]))[0, 0, 0]
+            moved = float((-steps[0]) % 64)
+            p = torch.special.ndtr(torch.tensor([moved / 3.0 * 0.999], dtype=torch.float64))
+            wide = most.double()
+            assert (
+                moved == 0
+                or not roll.covered(-wide * torch.tensor([1.0, 0.0]), wide * torch.tensor([1.0, 0.0]), p, 1 - p).any()
+            )
+    with pytest.raises(CertifyError, match="brightness above 0 of Gain"):
+        Gain(brightness=0.0)

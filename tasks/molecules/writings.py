@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from certify.rewriting import Writings
+from reprogram.errors import DataError
 from reprogram.model import Reprogrammed
-from tasks.molecules.rewriting import KINDS, rewrites
+from tasks.molecules.rewriting import KINDS, OPTIONAL, rewrites
 from tasks.molecules.standardise import standardise
 from tasks.molecules.threats import logits, readable
 
@@ -24,6 +25,11 @@ def writings(kinds: Sequence[str] = KINDS) -> Writings:
     Raises, when it is used: DataError for what is no molecule, and for a kind that does not exist.
     """
     chosen = tuple(kinds)
+    other = [kind for kind in chosen if kind in OPTIONAL]
+    if other:
+        raise DataError(
+            f"expected kinds that keep the molecule, got {other[0]}, another form of the compound; leave it out"
+        )
 
     def rewrite(name: str, seed: int) -> str:
         rng = Random(seed)
