@@ -258,6 +258,13 @@ class Bounds:
                 self.relaxed[name] = self.rules[name].relax(node, [self.boxes[other] for other in node.inputs])
         return self.relaxed[name]
 
+    @cached_property
+    def uncut(self) -> bool:
+        """Whether the region is a whole L2 or L1 ball, cut by no bounds: how far it falls is then the dual norm."""
+        region, eps = self.region, self.region.eps[:, None]
+        whole = (region.low <= -eps).all() & (region.high >= eps).all()
+        return region.norm in ("l2", "l1") and type(region) is Region and bool(whole)
+
     def least(self, front: Front) -> Tensor:
         """The least (G, R) that A·x can be in the region."""
         region = self.region
@@ -269,6 +276,9 @@ class Bounds:
         if region.norm == "linf":
             middle, radius = (region.floor + region.ceiling) / 2, (region.ceiling - region.floor) / 2
             return front.total(front.pick(middle)) - front.total(front.pick(radius), front.a.abs())
+        if self.uncut:
+            size = torch.linalg.vector_norm(front.a.flatten(2), {"l2": 2, "l1": torch.inf}[region.norm], dim=2)
+            return front.total(front.pick(region.anchor)) - front.of(region.eps)[:, None] * size
         wide = front.a.shape
         low, high = (
             front.pick(each.view_as(region.anchor)).expand(wide).flatten(0, 1).flatten(1)
