@@ -277,7 +277,9 @@ class Bounds:
             middle, radius = (region.floor + region.ceiling) / 2, (region.ceiling - region.floor) / 2
             return front.total(front.pick(middle)) - front.total(front.pick(radius), front.a.abs())
         if self.uncut:
-            size = torch.linalg.vector_norm(front.a.flatten(2), {"l2": 2, "l1": torch.inf}[region.norm], dim=2)
+            size = torch.linalg.vector_norm(
+                front.clipped().a.flatten(2), {"l2": 2, "l1": torch.inf}[region.norm], dim=2
+            )
             return front.total(front.pick(region.anchor)) - front.of(region.eps)[:, None] * size
         wide = front.a.shape
         low, high = (
