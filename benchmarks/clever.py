@@ -31,7 +31,7 @@ from benchmarks.attacks import MODELS, data, network
 from benchmarks.harness import RESULTS, load_rows, parser, save_rows
 from benchmarks.nearest import ORDER, Program
 from benchmarks.summary import spread
-from certify.clever import CLEVER
+from certify.lipschitz.clever import CLEVER
 from reprogram.files import atomic_file
 
 PEER, SHRUNK, RADIUS = "ART", "pool 2, 4 rounds", {"l2": 5.0, "linf": 0.3}

@@ -7,32 +7,33 @@
 Nothing here knows of reprogramming or of molecules.
 """
 
-from certify.ablation import Ablation
 from certify.auto import Choice, choose
-from certify.branch import BetaCROWN
-from certify.cascade import Cascade
 from certify.certificate import Certificate, Certifier
-from certify.clever import CLEVER
-from certify.cnncert import CNNCert
 from certify.contract import check_certifier
-from certify.crown import CROWN, IBP, SDPCROWN, AlphaCROWN
-from certify.envelope import NonUniformBox, PolyhedralEnvelope
+from certify.engine.graph import trace
+from certify.engine.operator_norm import conv_norm, operator_norm
 from certify.errors import CertifyError
 from certify.evaluate import CertifiedPoint, CertifiedRobustness, evaluate
-from certify.first_order import FirstOrderSmoothing
-from certify.graph import trace
-from certify.implicit import NEMON, ImplicitLipschitz, MixedMonotone
-from certify.lipschitz import Lipschitz
-from certify.path_norm import path_norm, path_norm_prox
-from certify.polytope import WongKolter
+from certify.linear.branch import BetaCROWN
+from certify.linear.cascade import Cascade
+from certify.linear.cnncert import CNNCert
+from certify.linear.crown import CROWN, IBP, SDPCROWN, AlphaCROWN
+from certify.linear.envelope import NonUniformBox, PolyhedralEnvelope
+from certify.linear.polytope import WongKolter
+from certify.linear.splitting import InputSplit
+from certify.lipschitz.clever import CLEVER
+from certify.lipschitz.implicit import NEMON, ImplicitLipschitz, MixedMonotone
+from certify.lipschitz.lipschitz import Lipschitz
+from certify.lipschitz.path_norm import path_norm, path_norm_prox
 from certify.radius import radius_of
-from certify.resolvable import Gain, HeatBlur, Roll
-from certify.rewriting import RewriteSmoothing, Writings
-from certify.semantic import Semantic
-from certify.smoothing import Smoothing
-from certify.splitting import InputSplit
-from certify.substitution import SAFER, Enumeration, Synonyms
-from certify.tss import TSS
+from certify.randomised.ablation import Ablation
+from certify.randomised.first_order import FirstOrderSmoothing
+from certify.randomised.resolvable import Gain, HeatBlur, Roll
+from certify.randomised.rewriting import RewriteSmoothing, Writings
+from certify.randomised.smoothing import Smoothing
+from certify.randomised.substitution import SAFER, Enumeration, Synonyms
+from certify.randomised.tss import TSS
+from certify.semantic.semantic import Semantic
 
 __all__ = [
     "CLEVER",
@@ -72,7 +73,9 @@ __all__ = [
     "Writings",
     "check_certifier",
     "choose",
+    "conv_norm",
     "evaluate",
+    "operator_norm",
     "path_norm",
     "path_norm_prox",
     "radius_of",

@@ -13,15 +13,15 @@ import torch
 from torch import Tensor, nn
 
 from adversarial.threat import Ball
-from certify.bounds import Bounds
-from certify.cascade import Cascade
 from certify.certificate import Certificate
 from certify.checks import check_labels
-from certify.crown import CROWN, IBP, AlphaCROWN
+from certify.engine.bounds import Bounds
+from certify.engine.graph import Graph, trace
 from certify.errors import CertifyError
 from certify.evaluate import Maker, narrowed
-from certify.graph import Graph, trace
-from certify.smoothing import Smoothing
+from certify.linear.cascade import Cascade
+from certify.linear.crown import CROWN, IBP, AlphaCROWN
+from certify.randomised.smoothing import Smoothing
 
 PROOFS: dict[str, Maker] = {  # from the cheapest to the tightest
     "IBP": IBP, "CROWN-IBP": partial(CROWN, intermediate="ibp"), "CROWN": CROWN, "AlphaCROWN": AlphaCROWN,

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from adversarial.threat import Ball
 from certify.certificate import Certifier
+from certify.engine.graph import Graph
 from certify.errors import CertifyError
-from certify.graph import Graph
 
 
 def radius_of(

@@ -16,8 +16,8 @@ import adversarial
 import certify
 from adversarial.marks import mark_of
 from certify.auto import PROOFS
-from certify.clever import CLEVER
-from certify.smoothing import Smoothing
+from certify.lipschitz.clever import CLEVER
+from certify.randomised.smoothing import Smoothing
 from reprogram.errors import DataError
 from reprogram.files import atomic_file, check_place
 from reprogram.train import default_accelerator
@@ -147,7 +147,7 @@ def meaning(found: certify.CertifiedRobustness) -> str:
 
 def rewritten(task: Labelled, out: Path, seed: int) -> Certified:
     """The majority, or the median, over random SMILES of each molecule: the same for all SMILES of it."""
-    from certify.rewriting import RewriteSmoothing
+    from certify.randomised.rewriting import RewriteSmoothing
     from tasks.molecules.writings import Readings, writings
 
     smoothed, readings = RewriteSmoothing(writings(), seed=seed), Readings(task.model)

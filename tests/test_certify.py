@@ -26,11 +26,11 @@ from certify import (
     PolyhedralEnvelope,
     WongKolter,
 )
-from certify.ascent import Ascent
-from certify.bounds import Bounds
-from certify.coupling import lagrangian
-from certify.curves import CURVES
-from certify.graph import trace
+from certify.engine.ascent import Ascent
+from certify.engine.bounds import Bounds
+from certify.engine.coupling import lagrangian
+from certify.engine.curves import CURVES
+from certify.engine.graph import trace
 
 NORMS, TRACE = ("linf", "l2", "l1"), trace
 
@@ -155,7 +155,7 @@ def least_margin(model, ball, x, y, count=400):
 
 @pytest.mark.parametrize("name", MODELS)
 def test_no_point_of_the_threat_is_below_a_bound(name, monkeypatch):
-    monkeypatch.setattr("certify.crown.trace", cached())  # the same for all threats
+    monkeypatch.setattr("certify.linear.crown.trace", cached())  # the same for all threats
     factory, shape = MODELS[name]
     model = wide(factory)
     small = 0.1 if name == "attention" else 1.0

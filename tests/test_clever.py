@@ -14,9 +14,9 @@ from torch import nn
 from adversarial import Spatial, lift
 from adversarial.threat import Ball, norm_of
 from certify import CLEVER, CertifyError
-from certify.clever import Margins, drawn
-from certify.curvature import largest_curvature
-from certify.weibull import STARTS, fit, objective
+from certify.lipschitz.clever import Margins, drawn
+from certify.lipschitz.curvature import largest_curvature
+from certify.lipschitz.weibull import STARTS, fit, objective
 
 DUAL = {"linf": "l1", "l2": "l2", "l1": "linf"}
 NORMS = list(DUAL)

@@ -12,8 +12,8 @@ from torch import nn
 from adversarial.attacks.gradient import PGD
 from adversarial.threat import Ball
 from certify import CertifyError, CNNCert, WongKolter, trace
-from certify.cnncert import Lines, slopes_of
-from certify.curves import CURVES
+from certify.engine.curves import CURVES
+from certify.linear.cnncert import Lines, slopes_of
 
 DUAL = {"linf": 1, "l2": 2, "l1": math.inf}
 

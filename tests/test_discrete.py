@@ -16,10 +16,10 @@ from adversarial.attacks.tokens import TokenScore
 from adversarial.goals import Untargeted
 from adversarial.threat import Ball
 from certify import CertifyError
-from certify.ablation import Ablation, Filled, doubled, reach
-from certify.rewriting import RewriteSmoothing, Writings, farther_than
-from certify.substitution import SAFER, Enumeration, Synonyms
-from certify.votes import chosen, enough, lower_share, median_ranks, tally, upper_share
+from certify.randomised.ablation import Ablation, Filled, doubled, reach
+from certify.randomised.rewriting import RewriteSmoothing, Writings, farther_than
+from certify.randomised.substitution import SAFER, Enumeration, Synonyms
+from certify.randomised.votes import chosen, enough, lower_share, median_ranks, tally, upper_share
 
 # ---- counts
 

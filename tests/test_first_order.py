@@ -12,9 +12,9 @@ from torch import nn
 
 from adversarial import Ball
 from certify import CertifyError, FirstOrderSmoothing, Smoothing
-from certify.first_order import SPREAD, Gradient
-from certify.sampling import BLOCK
-from certify.worst_case import along, kept, slab, within
+from certify.randomised.first_order import SPREAD, Gradient
+from certify.randomised.sampling import BLOCK
+from certify.randomised.worst_case import along, kept, slab, within
 
 QUIET = {"progress": False}
 
@@ -157,7 +157,7 @@ def test_steps_of_frozen_features_do_not_count():
 
 
 def test_a_stopped_run_goes_on(tmp_path, monkeypatch):
-    monkeypatch.setattr("certify.sampling.SECONDS", 0.0)
+    monkeypatch.setattr("certify.randomised.sampling.SECONDS", 0.0)
     weight, x = torch.tensor([1.0, 0.5]), torch.rand(3, 2)
     smoothing, left = FirstOrderSmoothing(Ball("l1", 0.1), sigma=1.0, n=1500), [math.inf]
 

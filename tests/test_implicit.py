@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from adversarial.attacks.gradient import PGD
 from adversarial.threat import Ball
 from certify import NEMON, CertifyError, ImplicitLipschitz, MixedMonotone, radius_of
-from certify.implicit import box, contraction, lipschitz
+from certify.lipschitz.implicit import box, contraction, lipschitz
 
 NORMS = {"linf": 0.05, "l2": 0.1, "l1": 0.3}
 

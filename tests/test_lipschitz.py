@@ -19,19 +19,19 @@ from adversarial import Spatial, lift
 from adversarial.attacks.gradient import PGD
 from adversarial.threat import Ball, norm_of
 from certify import CertifyError, Lipschitz
-from certify import lipsdp as sdp
-from certify import product as products
-from certify.bounds import Bounds
-from certify.curves import CURVES
-from certify.graph import trace
-from certify.jacobian import gradients
-from certify.lipopt import lipopt
-from certify.lipschitz import constants, in_double
-from certify.lipsdp import lipsdp
-from certify.operator_norm import NORMS
-from certify.path_norm import path_norm, path_norm_prox
-from certify.product import Product
-from certify.segments import Chain, chain, doubled, slopes
+from certify.engine.bounds import Bounds
+from certify.engine.curves import CURVES
+from certify.engine.graph import trace
+from certify.engine.operator_norm import NORMS
+from certify.lipschitz import lipsdp as sdp
+from certify.lipschitz import product as products
+from certify.lipschitz.jacobian import gradients
+from certify.lipschitz.lipopt import lipopt
+from certify.lipschitz.lipschitz import constants, in_double
+from certify.lipschitz.lipsdp import lipsdp
+from certify.lipschitz.path_norm import path_norm, path_norm_prox
+from certify.lipschitz.product import Product
+from certify.lipschitz.segments import Chain, chain, doubled, slopes
 
 DUAL = {"linf": "l1", "l2": "l2", "l1": "linf"}
 CPU = torch.device("cpu")

@@ -12,8 +12,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from certify import CertifyError
-from certify import operator_norm as module
-from certify.operator_norm import NORMS, conv_norm, operator_norm
+from certify.engine import operator_norm as module
+from certify.engine.operator_norm import NORMS, conv_norm, operator_norm
 
 ORDER = {"linf": math.inf, "l2": 2, "l1": 1}
 

@@ -14,8 +14,8 @@ from torch.nn import functional as F
 from adversarial.attacks.gradient import PGD
 from adversarial.threat import Ball
 from certify import CROWN, CertifyError, NonUniformBox, PolyhedralEnvelope, WongKolter, radius_of, trace
-from certify.envelope import distance
-from certify.polytope import DualNetwork
+from certify.linear.envelope import distance
+from certify.linear.polytope import DualNetwork
 
 NORMS = {"linf": (0.05, 1.0), "l2": (0.15, 2.0), "l1": (0.4, math.inf)}  # a size, and the dual norm
 

@@ -19,12 +19,12 @@ from adversarial.sets import Blur, BrightnessContrast, Hue, Lightness, Patch, Sa
 from adversarial.streams import Streams
 from adversarial.threat import Ball
 from certify import CROWN, IBP, AlphaCROWN, CertifyError
-from certify.enclosures import enclosed
-from certify.graph import trace
-from certify.resampling import places, wave
-from certify.resolvable import Gain, HeatBlur, Roll, rescaled
-from certify.semantic import Enclosed, Semantic, cells
-from certify.tss import TSS
+from certify.engine.graph import trace
+from certify.randomised.resolvable import Gain, HeatBlur, Roll, rescaled
+from certify.randomised.tss import TSS
+from certify.semantic.enclosures import enclosed
+from certify.semantic.resampling import places, wave
+from certify.semantic.semantic import Enclosed, Semantic, cells
 
 COLOURS = (Hue(), Hue(0.3), Saturation(), Saturation(1.5), Lightness(), Lightness(1.0))
 TONES = (BrightnessContrast(), BrightnessContrast(0.8, 1.5))

@@ -18,9 +18,9 @@ from torch import nn
 
 from adversarial import Ball, Spatial, lift
 from certify import CertifyError, Smoothing
-from certify.noise import NOISES
-from certify.sampling import BLOCK, Sampler
-from certify.sequential import draws_for, looks_of, lower_bound, upper_bound
+from certify.randomised.noise import NOISES
+from certify.randomised.sampling import BLOCK, Sampler
+from certify.randomised.sequential import draws_for, looks_of, lower_bound, upper_bound
 
 QUIET = {"progress": False}
 
@@ -210,7 +210,7 @@ class Fragile(nn.Module):
 
 @pytest.mark.parametrize("until", ["radius", "threat"])
 def test_a_stopped_run_goes_on(tmp_path, monkeypatch, until):
-    monkeypatch.setattr("certify.sampling.SECONDS", 0.0)
+    monkeypatch.setattr("certify.randomised.sampling.SECONDS", 0.0)
     model, x = Fragile(halfspace()).eval(), points(9)
     y = model(x).argmax(1)
     smoothing = Smoothing(Ball("l2", 0.2), n=3000, until=until)

@@ -9,7 +9,7 @@ from random import Random
 import torch
 from torch import Tensor
 
-from certify.rewriting import Writings
+from certify.randomised.rewriting import Writings
 from reprogram.errors import DataError
 from reprogram.model import Reprogrammed
 from tasks.molecules.rewriting import KINDS, OPTIONAL, rewrites

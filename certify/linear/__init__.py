@@ -1,0 +1,1 @@
+"""Certifiers by linear bounds: intervals, CROWN and its kin, branch and bound, CNN-Cert, the dual, envelopes."""

@@ -1,0 +1,1 @@
+"""Certificates and estimates by how steep a model can be."""

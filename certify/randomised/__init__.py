@@ -1,0 +1,1 @@
+"""Certificates of smoothed models: a vote over noise, masks, substitutions, rewritings or transformations."""

@@ -1,0 +1,1 @@
+"""Certificates against changes of an image that are no ball: colour, rotation, shift, scale, a patch."""

@@ -1,0 +1,208 @@
+r"""Proofs for changes with a few parameters: hue, saturation, lightness, brightness and contrast, turns, shifts, occlusion.
+
+The range of the parameters is cut into cells. In each cell every pixel lies between two lines in the parameters
+(`enclosures`), which any certifier of linear bounds takes in the place of a ball.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from adversarial.lifting import Lifted
+from adversarial.threat import Region, Threat, norm_of
+from certify.certificate import Certificate, Certifier
+from certify.checks import check_classes, check_labels
+from certify.engine.graph import Graph, trace
+from certify.errors import CertifyError
+from certify.linear.crown import CROWN, bounded
+from certify.semantic.enclosures import enclosed
+
+MOST = 100_000  # cells
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pieces(Region):
+    """Inputs of the model in any of J enclosures, of which every sample has its own; what is seen of it is its hull.
+
+    Legend: S samples, J pieces, k parameters, D values. `row` (B,) is each row's sample; pieces: middle and half (S, J, D)
+    of the range of every value, offsets (S, J, D) of the lines below and above it, and their slopes times the parameters'
+    half widths (S, J, k, D).
+    """
+
+    row: Tensor
+    middle: Tensor
+    half: Tensor
+    below: Tensor
+    above: Tensor
+    sinking: Tensor
+    rising: Tensor
+
+    def __getitem__(self, rows: Tensor) -> Region:
+        return replace(super().__getitem__(rows), row=self.row[rows])  # type: ignore[call-arg]
+
+    def support(self, gradient: Tensor) -> Tensor:
+        r"""The largest over the pieces, less what is taken at the anchor: of each the smaller of what its ranges and its lines
+        leave, $g^Tm + |g|^Th$ and $g_+^Tb' + g_-^Tb + \sum_k |g_+^Ts'_k + g_-^Ts_k|$."""
+        g = gradient.flatten(1)
+        found = g.new_empty(len(g))
+        for sample in self.row.unique().tolist():
+            mine = self.row == sample
+            own = g[mine]
+            reach = own @ self.middle[sample].T + own.abs() @ self.half[sample].T
+            if self.rising.shape[3] > 1:
+                up, down = own.clamp(min=0), own.clamp(max=0)
+                lines = up @ self.above[sample].T + down @ self.below[sample].T
+                for rising, sinking in zip(self.rising[sample].unbind(1), self.sinking[sample].unbind(1), strict=True):
+                    lines = lines + (up @ rising.T + down @ sinking.T).abs()
+                reach = torch.minimum(reach, lines)
+            found = found.masked_scatter(mine, reach.amax(1))
+        return found - (g * self.anchor.flatten(1)).sum(1)
+
+
+@dataclass(frozen=True)
+class Enclosed:
+    """A threat on inputs: what a set makes of them while its parameters lie in one of J boxes, low to high (B, J, k)."""
+
+    set: Any
+    low: Tensor
+    high: Tensor
+
+    def around(self, x: Tensor) -> Region:
+        found = [enclosed(self.set, x, *ends) for ends in zip(self.low.unbind(1), self.high.unbind(1), strict=True)]
+        low, high = torch.stack([one.low for one in found], 1), torch.stack([one.high for one in found], 1)
+        half = (self.high - self.low)[..., None] / 2
+        pieces = {
+            "middle": (low + high) / 2, "half": (high - low) / 2,
+            "below": torch.stack([one.below.offset for one in found], 1),
+            "above": torch.stack([one.above.offset for one in found], 1),
+            "sinking": torch.stack([one.below.slopes for one in found], 1) * half,
+            "rising": torch.stack([one.above.slopes for one in found], 1) * half,
+        }  # fmt: skip
+        low, high = low.amin(1).to(x.dtype), high.amax(1).to(x.dtype)
+        middle = (low + high) / 2
+        return Pieces(
+            norm="linf", anchor=middle.view_as(x), low=low - middle, high=high - middle, eps=x.new_ones(len(x)),
+            row=torch.arange(len(x), device=x.device), **{name: piece.to(x.dtype) for name, piece in pieces.items()},
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Semantic:
+    """A lifted set, cell by cell, the cells nearest to the clean input first; a sample leaves at its first failure.
+
+    Everything nearer to the clean input than that cell is covered, which gives the radius, in the parameters' own units.
+    `margin` is NaN for a sample that left.
+
+    Args:
+        threat: `lift(set)` of a Hue, Saturation, Lightness, BrightnessContrast, Spatial or Patch; of another ball than
+            linf every cell that it touches is covered.
+        certifier: made for each cell's threat; CROWN, IBP, AlphaCROWN, or a function that fills in their options.
+        splits: cells of each parameter, one number or one for each (explicit splitting): a certificate each.
+        inside: parts of each cell along each parameter (implicit splitting): the model's relaxation is shared, its input
+            is concretised in each part, and the worst counts.
+
+    Reference: Mohapatra et al., "Towards verifying robustness of neural networks against a family of semantic
+    perturbations", CVPR 2020, arXiv:1912.09533 (Semantify-NN; turns by 0.5 degrees a cell with 100 parts there).
+    Differs from the paper: pixels are enclosed by lines that are exact where a change is straight within a part, in the
+    place of layers of ReLU in front of the model, which would be relaxed in turn; turned pixels may cross any number of
+    cells of the grid, and shifts, scales and several parameters at once are covered alike.
+    """
+
+    threat: Lifted
+    certifier: Callable[[Threat], Certifier] = CROWN
+    splits: int | Sequence[int] = 20
+    inside: int | Sequence[int] = 10
+
+    def __call__(self, model: nn.Module | Graph, x: Tensor, y: Tensor, *, batch_size: int = 64) -> Certificate:
+        """Certificates for inputs x (B, …) with labels y (B,).
+
+        Raises: CertifyError for a model or a set that has no bound, and for labels that are none.
+        """
+        check_labels(x, y)
+        region, graph = self.region(x), trace(model, x)
+        with torch.no_grad():
+            logits = torch.cat([graph(rows) for rows in x.split(batch_size)])
+        check_classes(y, logits)
+        low, high = cells(*region.box(), self.counts(self.splits, region))
+        away = norm_of_cells(region, low, high)
+        order = away.argsort(dim=1, stable=True)
+        alive = (logits.argmax(1) == y) & logits.isfinite().all(1)
+        certified, margin = alive.clone(), x.new_full((len(x),), torch.inf)
+        radius = torch.where(alive, region.eps, 0)
+        with tqdm(total=low.shape[1], desc=type(self).__name__, delay=2) as bar:
+            turn = 0
+            while turn < low.shape[1] and bool(certified.any()):
+                rows = certified.nonzero()[:, 0]
+                which = order[rows, turn : turn + max(1, batch_size // len(rows))]
+                found = self.certificate(graph, x, y, rows, low, high, which, batch_size)
+                distance = away[rows[:, None], which]
+                outside = distance > region.eps[rows, None]  # cells in the corners of a round ball
+                proved = found.certified.view_as(which) | outside
+                first = torch.where(proved, torch.inf, distance).amin(1)
+                least = torch.where(outside, torch.inf, found.margin.view_as(which)).amin(1)
+                radius[rows] = torch.minimum(radius[rows], first.to(radius.dtype))
+                certified[rows] = proved.all(1)
+                margin[rows] = torch.minimum(margin[rows], least.to(margin.dtype))
+                bar.update(which.shape[1])
+                turn += which.shape[1]
+        return Certificate(
+            logits.argmax(1), certified, radius, torch.where(certified, margin, torch.nan), self.threat,
+            type(self).__name__, "deterministic",
+        )  # fmt: skip
+
+    def certificate(
+        self, graph: Graph, x: Tensor, y: Tensor, rows: Tensor, low: Tensor, high: Tensor, which: Tensor, batch_size: int
+    ) -> Certificate:  # fmt: skip
+        """Of some cells (b, c) of some rows, a row of the certificate for each cell."""
+        sample = rows.repeat_interleave(which.shape[1])
+        low, high = (side[sample, which.flatten()] for side in (low, high))
+        parts = cells(low, high, self.counts(self.inside, low))
+        threat = Enclosed(self.threat.set, *parts)
+        return self.certifier(threat)(graph, x[sample], y[sample], batch_size=batch_size)  # type: ignore[arg-type]
+
+    def region(self, x: Tensor) -> Region:
+        """Of the parameters. Raises: CertifyError for what is not a lifted set, and for an l0 ball."""
+        if not isinstance(self.threat, Lifted):
+            raise CertifyError(f"expected a lifted set such as lift(Hue()), got {type(self.threat).__name__}")
+        region = bounded(self.threat.around(x))
+        if region.norm == "l0":
+            raise CertifyError("expected a ball of norm linf, l2 or l1 around the parameters, got l0")
+        return region
+
+    def counts(self, given: int | Sequence[int], region: Region | Tensor) -> tuple[int, ...]:
+        """How many parts each parameter is cut into."""
+        size = region.shape[1] if isinstance(region, Tensor) else region.low.shape[1]
+        found = (given,) * size if isinstance(given, int) else tuple(given)
+        if len(found) != size or min(found) < 1 or math.prod(found) > MOST:
+            raise CertifyError(
+                f"expected numbers of parts for {size} parameters, {MOST} cells at most, got {given}; a set of many parameters "
+                "takes 1"
+            )
+        return found
+
+
+def cells(low: Tensor, high: Tensor, counts: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    """Boxes low to high (B, k) cut evenly into boxes (B, N, k); neighbours share their faces exactly."""
+    low, high = low.flatten(1).double(), high.flatten(1).double()
+    index = torch.cartesian_prod(*(torch.arange(n, device=low.device) for n in counts)).view(-1, len(counts))
+    size = torch.tensor(counts, dtype=low.dtype, device=low.device)
+
+    def face(number: Tensor) -> Tensor:
+        share = (number / size)[None]
+        return low[:, None] * (1 - share) + high[:, None] * share
+
+    return face(index), face(index + 1)
+
+
+def norm_of_cells(region: Region, low: Tensor, high: Tensor) -> Tensor:
+    """Distance of each cell (B, N, k) from the neutral parameters (B, N)."""
+    anchor = region.anchor.flatten(1)[:, None].double()
+    steps = torch.minimum(torch.maximum(anchor, low), high) - anchor
+    return norm_of(steps.flatten(0, 1), region.norm).view(steps.shape[:2])
