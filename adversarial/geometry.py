@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+SECANTS, FARTHEST = 32, 1e4  # at most, and by how much one may multiply
+
 
 def into_box(u: Tensor, low: Tensor, high: Tensor) -> Tensor:
     return torch.minimum(torch.maximum(u, low), high)
@@ -76,6 +78,41 @@ def scale_l2(size: Tensor, eps: Tensor, limit: Tensor) -> Tensor:
         free = torch.where(full, 0, size).square().sum(1).clamp_min(tiny)
         grown = (left / free).clamp(max=torch.finfo(size.dtype).max).sqrt()  # infinity times zero is no number
         scale, held = torch.maximum(scale, grown), full
+
+
+def support_l2(g: Tensor, eps: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    r"""$\max\{g^Td : \|d\|_2 \le \epsilon, low \le d \le high\}$ (B,), never understated, for rows g (B, D).
+
+    The dual $\min_s \sum_i \max_{d_i}(g_i d_i - d_i^2 / 2s) + \epsilon^2 / 2s$ holds for every s, and is flat around its best
+    one, for which d = clamp(s g, low, high) is eps long.
+    """
+    scale = near_scale_l2(g, eps, low, high)
+    d = torch.clamp(scale[:, None] * g, low, high)
+    rest = (eps.square() - d.square().sum(1)) / (2 * scale).clamp_min(torch.finfo(g.dtype).tiny)
+    return torch.fmin(torch.maximum(g * low, g * high).sum(1), (g * d).sum(1) + rest)
+
+
+@torch.no_grad()
+def near_scale_l2(g: Tensor, eps: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    r"""The scale s (B,) for which clamp(s g, low, high) is eps long, but for the root of the type's precision.
+
+    Its $\|d\|^2$ is concave in $s^2$, so secants come near from the left; few passes over the rows, where `scale_l2` is exact.
+    """
+    info = torch.finfo(g.dtype)
+    whole = torch.clamp(torch.sign(g) * info.max, low, high).square().sum(1)  # of the box alone
+    steep = g.square().sum(1).clamp_min(info.tiny)
+    place, step = eps.square() / steep, torch.zeros_like(steep)  # of s²
+    length = step
+    for _ in range(SECANTS):
+        place, before = place + step, length
+        length = torch.clamp(place.sqrt()[:, None] * g, low, high).square().sum(1)
+        steep = torch.where(step > 0, (length - before) / step, steep)
+        missing = torch.where(length < whole, (eps.square() - length).clamp_min(0), 0)
+        step = torch.minimum(missing / steep.clamp_min(info.tiny), FARTHEST * place)
+        step = torch.where(step > info.eps**0.5 * place, step, 0)
+        if not bool(step.any()):
+            break
+    return place.sqrt()
 
 
 def l0(u: Tensor, eps: Tensor, low: Tensor, high: Tensor) -> Tensor:

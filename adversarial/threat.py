@@ -10,9 +10,10 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
-from adversarial.geometry import PROJECTIONS, scale_l2
+from adversarial.geometry import PROJECTIONS, support_l2
 from adversarial.streams import Streams, seed_of
 
+FEW = 16  # coordinates among which an L1 ball is looked for first
 Norm = Literal["linf", "l2", "l1", "l0"]
 DUAL = {"linf": "l1", "l2": "l2", "l1": "linf"}
 SLACK = 1e-5  # inputs outside the bounds by rounding are moved back, by more are refused
@@ -134,28 +135,24 @@ class Region:
         return self.moved(torch.zeros_like(g).scatter(1, order, taken) * g.sign())
 
     def support(self, gradient: Tensor) -> Tensor:
-        r"""$\max_z g^T(z - anchor)$ over the region (B,): by how much a linear function can grow, never understated.
-
-        l2: the dual $\min_s \sum_i \max_{d_i}(g_i d_i - d_i^2 / 2s) + \epsilon^2 / 2s$, true for every s.
-        """
+        r"""$\max_z g^T(z - anchor)$ over the region (B,): by how much a linear function can grow, never understated."""
         g = gradient.flatten(1)
+        if self.norm == "l2":
+            return support_l2(g, self.eps, self.low, self.high)
         limit, size = torch.where(g >= 0, self.high, -self.low), g.abs()
         if self.norm == "linf":
             return (size * limit).sum(1)
         if self.norm == "l0":
             gain = (size * limit).sort(1, descending=True).values
             return (gain * (torch.arange(gain.shape[1], device=g.device) < self.eps[:, None])).sum(1)
-        if self.norm == "l1":
-            order = (size * (limit > 0)).argsort(1, descending=True)
+        most = min(FEW, size.shape[1])
+        while True:
+            steepest, order = (size * (limit > 0)).topk(most, dim=1)
             room = limit.gather(1, order)
-            taken = torch.minimum(room, (self.eps[:, None] - room.cumsum(1) + room).clamp_min(0))
-            return (taken * size.gather(1, order)).sum(1)
-        s = scale_l2(size, self.eps, limit)
-        d = torch.minimum(s[:, None] * size, limit)
-        return torch.minimum(
-            (size * limit).sum(1),
-            (size * d).sum(1) + (self.eps.square() - d.square().sum(1)) / (2 * s).clamp_min(torch.finfo(s.dtype).tiny),
-        )
+            if most == size.shape[1] or bool((room.sum(1) >= self.eps).all()):
+                taken = torch.minimum(room, (self.eps[:, None] - room.cumsum(1) + room).clamp_min(0))
+                return (taken * steepest).sum(1)
+            most = min(8 * most, size.shape[1])
 
     def box(self) -> tuple[Tensor, Tensor]:
         """The smallest box around the region, as points (low, high)."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
-from itertools import combinations
+from itertools import combinations, product
 
 import numpy as np
 import pytest
@@ -120,3 +120,31 @@ def test_a_bound_for_every_feature(x, u, sizes):
     found = Ball("linf", torch.tensor(sizes)).project(torch.tensor(u)[None], torch.tensor(x)[None])[0].numpy()
     expected = np.clip(u, np.maximum(x - sizes, 0), np.minimum(x + sizes, 1))
     assert np.allclose(found, expected, atol=1e-12)
+
+
+@pytest.mark.parametrize("norm", ["l2", "l1"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_support_is_that_of_the_nearest_points_far_away(norm, dtype):
+    """The projection of a very long step is where a linear function is largest: an independent way to the same number."""
+    generator = torch.Generator().manual_seed(0)
+
+    def drawn(*shape):
+        return torch.rand(*shape, generator=generator, dtype=dtype)
+
+    for spread, reach in product((0, 1, 3), (0.01, 0.1, 1.0, 10.0)):
+        g = (drawn(40, 60) - 0.5) * torch.exp(spread * 3 * (drawn(40, 60) - 0.5))
+        x = drawn(40, 60)
+        low, high = (x - drawn(40, 60) * (drawn(40, 60) < 0.7)), (x + drawn(40, 60) * (drawn(40, 60) < 0.7))
+        region = Ball(norm, reach, low, high).around(x)
+        far = region.project(x + 1e6 * g.double()).double() if norm == "l2" else region.best(g).double()
+        least, found = (g.double() * (far - x.double())).sum(1), region.support(g).double()
+        room = 1e-5 if dtype == torch.float32 else 1e-9
+        assert bool((found >= least * (1 - room) - room).all())
+        assert torch.allclose(found, least, rtol=1e-4 if dtype == torch.float32 else 1e-6)
+
+
+def test_support_of_a_ball_without_bounds_is_the_dual_norm():
+    g = torch.tensor([[0.0, 3.0, -4.0], [0.0, 0.0, 0.0]])
+    x = torch.zeros(2, 3)
+    assert torch.allclose(Ball("l2", 2.0, None, None).around(x).support(g), torch.tensor([10.0, 0.0]))
+    assert torch.allclose(Ball("l1", 2.0, None, None).around(x).support(g), torch.tensor([8.0, 0.0]))

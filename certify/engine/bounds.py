@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -27,6 +27,7 @@ from certify.engine.rules import ONE_EACH, rule_of
 from certify.errors import CertifyError
 
 NUMBERS = 2**24  # of the largest tensor in front of a node's values: 64 MB in float32
+CACHED = 2**18  # of what is passed over many times
 
 
 class Bounds:
@@ -283,9 +284,27 @@ class Bounds:
             return front.total(front.pick(region.anchor)) - front.of(region.eps)[:, None] * size
         wide = front.a.shape
         low, high = (
-            front.pick(each.view_as(region.anchor)).expand(wide).flatten(0, 1).flatten(1)
-            for each in (region.low, region.high)
+            front.pick(each.view_as(region.anchor)).expand(wide).flatten(2) for each in (region.low, region.high)
         )
-        eps = front.of(region.eps)[:, None].expand(wide[:2]).flatten()
-        fall = replace(region, anchor=front.rows.flatten(1), low=low, high=high, eps=eps).support(-front.rows)
-        return front.total(front.pick(region.anchor)) - fall.view(wide[:2])
+        eps = front.of(region.eps)[:, None].expand(wide[:2])
+        fall = in_parts(partial(support, region), front.a.flatten(2), low, high, eps)
+        return front.total(front.pick(region.anchor)) - fall
+
+
+def support(region: Region, rows: Tensor, low: Tensor, high: Tensor, eps: Tensor) -> Tensor:
+    """By how much linear functions (G, R, numbers) can fall in balls like a region's, cut at low and high."""
+    a, low, high, eps = (each.flatten(0, 1) for each in (rows, low, high, eps))
+    return replace(region, anchor=a, low=low, high=high, eps=eps).support(-a).view(rows.shape[:2])
+
+
+def in_parts(function: Callable[..., Tensor], rows: Tensor, *others: Tensor) -> Tensor:
+    """What a function that passes often over its arguments gives (G, R), for parts that stay in a processor's cache."""
+    count, size = rows.shape[1:]
+    most = max(1, CACHED // size)
+    every = zip(*(each.split(max(1, most // count)) for each in (rows, *others)), strict=True)
+    return torch.cat(
+        [
+            torch.cat([function(*some) for some in zip(*(each.split(most, 1) for each in part), strict=True)], 1)
+            for part in every
+        ]
+    )
