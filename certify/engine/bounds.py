@@ -27,6 +27,7 @@ from certify.engine.rules import ONE_EACH, rule_of
 from certify.errors import CertifyError
 
 NUMBERS = 2**24  # of the largest tensor in front of a node's values: 64 MB in float32
+Bound = Callable[[str, Front], Tensor]
 CACHED = 2**18  # of what is passed over many times
 
 
@@ -146,25 +147,31 @@ class Bounds:
         return single | mixed
 
     @torch.no_grad()
-    def update(self, name: str, bound: Callable[[str, Front], Tensor] | None = None) -> None:
+    def update(self, name: str, bound: Bound | None = None) -> None:
         """The boxes of this node and of those after it, this one bounded backwards where that can matter.
 
         bound: what gives the least of rows (G, R) instead of lines that leave the least area.
         """
-        low, high = (side.flatten(1).clone() for side in self.boxes[name])
+        self.narrow(name, self.backward(name, bound or self.lower))
+        self.forward(name)
+
+    def backward(self, name: str, bound: Bound) -> Box:
+        """The box of a node, with bounds of rows (G, R) in front of it where a smaller one would matter."""
+        low, high = (side.flatten(1) for side in self.boxes[name])
         shape = self.graph.nodes[name].shape
         wanted = self.undecided(name).flatten(1)
         most = int(wanted.sum(1).max())
         places = wanted.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :most]
         size = max(1, NUMBERS // (len(low) * self.size(name)))
         for some in places.split(size, 1) if most else ():
-            for sign, side in ((1.0, low), (-1.0, high)):
-                front = begun(shape, some, sign, low, windowed=self.windowed(name))
-                found = (bound or self.lower)(name, front)
+            for sign in (1.0, -1.0):
+                found = bound(name, begun(shape, some, sign, self.region.anchor, windowed=self.windowed(name)))
                 found = torch.where(found.isnan(), -torch.inf, found) * sign  # what overflowed says nothing
-                side.scatter_reduce_(1, some, found, "amax" if sign > 0 else "amin")
-        self.narrow(name, (low.view(-1, *shape), torch.maximum(low, high).view(-1, *shape)))
-        self.forward(name)
+                if sign > 0:
+                    low = low.scatter_reduce(1, some, found, "amax")
+                else:
+                    high = high.scatter_reduce(1, some, found, "amin")
+        return low.view(-1, *shape), torch.maximum(low, high).view(-1, *shape)
 
     def forward(self, changed: str) -> None:
         """Interval arithmetic anew for what comes after a node."""
@@ -211,6 +218,12 @@ class Bounds:
             self.sizes[name] = max(seen)
         return self.sizes[name]
 
+    def numbers(self, rows: int) -> int:
+        """Numbers in front of a sample's values when all boxes and so many rows of the logits are bounded at a time, at most."""
+        counts = {name: 2 * int(self.undecided(name).flatten(1).sum(1).max()) for name in self.wanted()}
+        counts[self.graph.output] = rows
+        return sum(count * self.size(name) for name, count in counts.items())
+
     def lower(self, name: str, front: Front) -> Tensor:
         """The least (G, R) that Σ A·value of a node can be."""
         return self.carried(name, front)
@@ -255,8 +268,7 @@ class Bounds:
         """What the rule of a node makes of its inputs' boxes."""
         if name not in self.relaxed:
             node = self.graph.nodes[name]
-            with torch.no_grad():
-                self.relaxed[name] = self.rules[name].relax(node, [self.boxes[other] for other in node.inputs])
+            self.relaxed[name] = self.rules[name].relax(node, [self.boxes[other] for other in node.inputs])
         return self.relaxed[name]
 
     @cached_property

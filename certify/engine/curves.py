@@ -51,9 +51,10 @@ class Curve:
         return self.intercept(low, high, flat, lower=True), self.intercept(low, high, flat, lower=False)
 
     def intercept(self, low: Tensor, high: Tensor, slope: Tensor, *, lower: bool) -> Tensor:
-        """The best b of a line with this slope; differentiable in the slope."""
+        """The best b of a line with this slope; differentiable in the slope, and in the ends where one of them is the place."""
         if not lower:
             return -self.mirrored().intercept(low, high, -slope, lower=True)
+        low, high, slope = torch.broadcast_tensors(low, high, slope)
         with torch.no_grad():
             # knots first: where a knot is as low as an end, the line turns around it
             places = [torch.minimum(torch.maximum(torch.full_like(low, knot), low), high) for knot in self.knots]
@@ -68,6 +69,10 @@ class Curve:
                     better = inside & (value - slope * place < least)
                     least = torch.where(better, value - slope * place, least)
                     x, offset = torch.where(better, place, x), torch.where(better, value, offset)
+        if low.requires_grad or high.requires_grad:
+            first, last = x == low, x == high
+            x = torch.where(first, low, torch.where(last, high, x))
+            offset = torch.where(first | last, self.f(x), offset)
         return offset - slope * x  # the place stays the best one for small changes of the slope
 
     def valley(self, a: Tensor, b: Tensor, slope: Tensor) -> tuple[Tensor, Tensor, Tensor]:

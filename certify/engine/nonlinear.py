@@ -19,8 +19,8 @@ from certify.errors import CertifyError
 class Slopes(Protocol):
     """What a bound may be trained by."""
 
-    def of(self, node: Node, curve: Curve, lines: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
-        """Slopes of the lines below and above an activation, given those of least area and the box."""
+    def of(self, node: Node, curve: Curve, lines: tuple[Tensor, ...], rows: int) -> tuple[Tensor, Tensor]:
+        """Slopes (G, rows, …) of the lines below and above an activation, given those of least area and the box."""
         ...
 
     def held(self, name: str, front: Front) -> tuple[Front, Tensor | float]:
@@ -76,9 +76,9 @@ class OneNumber:
         if slopes is not None:
             front = front.clipped()
             curve, picked = self.curve(node), tuple(front.pick(each) for each in relaxed)
-            below, above = slopes.of(node, curve, picked)
+            below, above = slopes.of(node, curve, picked, front.a.shape[1])
             b = curve.intercept(*picked[4:], below, lower=True)
-            c = curve.intercept(*picked[4:], above, lower=False)
+            c = picked[3] if above is picked[2] else curve.intercept(*picked[4:], above, lower=False)
             positive, negative = front.a.clamp(min=0), front.a.clamp(max=0)
             passed = positive * below + negative * above
             return [replace(front, a=passed)], front.total(b, positive) + front.total(c, negative)

@@ -118,13 +118,14 @@ class AlphaCROWN(Linear):
 
     Args:
         slopes: "last" trains those of the margins alone (about half to three quarters of the whole gain at a twentieth of
-            its cost); "full" also those of every box inside, each for its own sake.
+            its cost); "full" also those of every box inside, all together for the margins. It keeps what is in front of
+            every number that is not decided, some 1.5 GB for a network with two convolutions on 28 × 28 pixels.
         coupled: also bound ReLUs together, as `SDPCROWN` does.
         iterations: of Adam.
         rate: its rate, times `decay` after each step.
 
     Reference: Xu et al., "Fast and complete", ICLR 2021, arXiv:2011.13824.
-    Differs from the paper: the slopes of a box inside are trained to make that box small, not the margin large.
+    Differs from the paper: each number on each way has slopes of its own, as in the authors' code.
     """
 
     threat: Threat
@@ -138,14 +139,12 @@ class AlphaCROWN(Linear):
         bounds = bounds.couple() if self.coupled else bounds
         ascent = Ascent(bounds, self.iterations, self.rate, self.decay)
         best = CROWN(self.threat).margins(bounds, front)
-        open_ = (~(best > 0)).any(1).nonzero()[:, 0]
-        if self.slopes == "full" and len(open_):
-            inner = bounds[open_]
-            ascent = replace(ascent, bounds=inner)
-            for name in inner.wanted():
-                inner.update(name, ascent)
-            rest = replace(self, slopes="last").margins(inner, Front(front.a[open_]))
-            best[open_] = torch.fmax(best[open_], rest)
+        if self.slopes == "full":
+            open_ = (~(best > 0)).any(1).nonzero()[:, 0]
+            for some in open_.split(max(1, NUMBERS // bounds.numbers(front.a.shape[1]))):
+                if len(some):
+                    found = replace(ascent, bounds=bounds[some]).jointly(Front(front.a[some]))
+                    best[some] = torch.fmax(best[some], found)
             return best
         group, row = (~(best > 0)).nonzero(as_tuple=True)
         for some in torch.arange(len(group)).split(max(1, NUMBERS // bounds.size(bounds.graph.output))):
