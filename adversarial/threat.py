@@ -226,25 +226,28 @@ class Ball:
         low, high = self.bound(self.low, x, -torch.inf), self.bound(self.high, x, torch.inf)
         if not bool((low <= high).all()):
             raise ThreatError(f"expected bounds with low <= high, got {self.low} and {self.high}")
-        outside = (x < low - SLACK) | (x > high + SLACK)
-        if bool(outside.any()):
-            row = int(outside.flatten(1).any(1).nonzero()[0])
-            worst = x[row].flatten()[outside[row].flatten()][0].item()
-            raise ThreatError(
-                f"expected inputs within [{self.low}, {self.high}], got {worst:g} in row {row}; scale them or pass "
-                "low= and high="
-            )
-        if not bool(x.isfinite().all()):
-            row = int((~x.isfinite()).flatten(1).any(1).nonzero()[0])
-            raise ThreatError(f"expected finite inputs, got {x[row][~x[row].isfinite()][0].item()} in row {row}")
         anchor = torch.clamp(x.detach(), low, high)
-        down, up = (low - anchor).clamp(max=0), (high - anchor).clamp(min=0)
+        if not bool(((x.detach() - anchor).abs() <= SLACK).all()):
+            raise self.outside(x, low, high)
+        down, up = low - anchor, high - anchor
         eps, rows = self.sizes(x)
         down, up = torch.maximum(down, -eps), torch.minimum(up, eps)
         if self.mask is not None:
             mask = self.like(self.mask, x, "a mask").to(torch.bool)
             down, up = torch.where(mask, down, 0), torch.where(mask, up, 0)
         return Region(self.norm, anchor, down.flatten(1), up.flatten(1), rows)
+
+    def outside(self, x: Tensor, low: Tensor, high: Tensor) -> ThreatError:
+        """What to say of inputs that are no numbers or lie beyond the bounds."""
+        if not bool(x.isfinite().all()):
+            row = int((~x.isfinite()).flatten(1).any(1).nonzero()[0])
+            return ThreatError(f"expected finite inputs, got {x[row][~x[row].isfinite()][0].item()} in row {row}")
+        beyond = (x < low - SLACK) | (x > high + SLACK)
+        row = int(beyond.flatten(1).any(1).nonzero()[0])
+        worst = x[row].flatten()[beyond[row].flatten()][0].item()
+        return ThreatError(
+            f"expected inputs within [{self.low}, {self.high}], got {worst:g} in row {row}; scale them or pass low= and high="
+        )
 
     def bound(self, value: float | Tensor | None, x: Tensor, free: float) -> Tensor:
         """A bound (…) that broadcasts with x."""
@@ -263,11 +266,10 @@ class Ball:
     def sizes(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """How far each feature may move at most, like x, and eps for each sample (B,)."""
         eps = torch.as_tensor(self.eps, dtype=x.dtype, device=x.device)
-        free = torch.full_like(x, torch.inf)
         if eps.ndim == 0 or (eps.shape == (len(x),) and x.ndim > 1) or eps.shape == (len(x),):
             rows = eps.expand(len(x))
             wide = rows.view(-1, *(1,) * (x.ndim - 1)).expand_as(x)
-            return (free if self.norm == "l0" else wide), rows
+            return (torch.full_like(x, torch.inf) if self.norm == "l0" else wide), rows
         if self.norm != "linf":
             raise ThreatError(
                 f"expected one eps, or one for each of {len(x)} samples, for {self.norm}, got {tuple(eps.shape)}"

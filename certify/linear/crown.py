@@ -35,6 +35,8 @@ class Linear(Certifier, Protocol):
         with torch.no_grad():
             logits = torch.cat([model(rows) for rows in x.split(batch_size)])
         check_classes(y, logits)
+        if len(x) <= batch_size:
+            return self.batch(graph, region, logits, y)
         rows = torch.arange(len(x), device=x.device)
         return Certificate.joined(
             [self.batch(graph, region[some], logits[some], y[some]) for some in rows.split(batch_size)]
@@ -52,9 +54,8 @@ class Linear(Certifier, Protocol):
 def differences(y: Tensor, classes: int, dtype: torch.dtype) -> Tensor:
     """Rows (B, classes − 1, classes) that take the label's logit minus another one."""
     identity = torch.eye(classes, dtype=dtype, device=y.device)
-    every = identity[:, None] - identity  # (label, other, class)
-    others = torch.stack([torch.cat([torch.arange(k), torch.arange(k + 1, classes)]) for k in range(classes)])
-    return every[y[:, None], others.to(y.device)[y]]
+    every, others = identity[y][:, None] - identity, ~torch.eye(classes, dtype=torch.bool, device=y.device)[y]
+    return every[others].view(len(y), classes - 1, classes)
 
 
 @dataclass(frozen=True)
