@@ -4,18 +4,28 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from adversarial.lifting import Lifted
+from adversarial.lifting import Lifted, ParametrisedSet
 from adversarial.threat import Region, Threat, norm_of
 from certify.errors import CertifyError
 from certify.linear.crown import bounded
 
 MOST = 100_000  # cells
 Prove = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
+@runtime_checkable
+class Stepped(Protocol):
+    """A set some of whose parameters go through n places: z from i/n to below (i + 1)/n is place i, 1 is in the last."""
+
+    def places(self, x: Tensor) -> tuple[int | None, ...]:
+        """How many of each parameter; None for one without steps."""
+        ...
 
 
 def parameters(threat: Threat, x: Tensor) -> Region:
@@ -28,19 +38,30 @@ def parameters(threat: Threat, x: Tensor) -> Region:
     return region
 
 
-def counts(given: int | Sequence[int], size: int) -> tuple[int, ...]:
-    """How many parts each of so many parameters is cut into."""
-    found = (given,) * size if isinstance(given, int) else tuple(given)
-    if len(found) != size or min(found) < 1 or math.prod(found) > MOST:
+def places(set: ParametrisedSet, x: Tensor, size: int) -> tuple[int | None, ...]:
+    """How many places each of so many parameters goes through; None for one without steps."""
+    return set.places(x) if isinstance(set, Stepped) else (None,) * size
+
+
+def counts(given: int | Sequence[int], fixed: Sequence[int | None]) -> tuple[int, ...]:
+    """How many parts each parameter is cut into: those that are `fixed`, of the others as many as are `given`."""
+    asked = (given,) * len(fixed) if isinstance(given, int) else tuple(given)
+    found = tuple(own or other for own, other in zip(fixed, asked, strict=False))
+    if len(asked) != len(fixed) or min(asked) < 1 or math.prod(found) > MOST:
         raise CertifyError(
-            f"expected numbers of parts for {size} parameters, {MOST} cells at most, got {given}; a set of many parameters "
+            f"expected numbers of parts for {len(fixed)} parameters, {MOST} cells at most, got {given}; a set of many parameters "
             "takes 1"
         )
     return found
 
 
-def cells(low: Tensor, high: Tensor, counts: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-    """Boxes low to high (B, k) cut evenly into boxes (B, N, k); neighbours share their faces exactly."""
+def cells(
+    low: Tensor, high: Tensor, counts: tuple[int, ...], places: Sequence[int | None] = ()
+) -> tuple[Tensor, Tensor]:
+    """Boxes low to high (B, k) cut evenly into boxes (B, N, k); neighbours share their faces exactly.
+
+    A parameter that goes through places has a cell for each, whatever the box.
+    """
     low, high = low.flatten(1).double(), high.flatten(1).double()
     index = torch.cartesian_prod(*(torch.arange(n, device=low.device) for n in counts)).view(-1, len(counts))
     size = torch.tensor(counts, dtype=low.dtype, device=low.device)
@@ -49,7 +70,24 @@ def cells(low: Tensor, high: Tensor, counts: tuple[int, ...]) -> tuple[Tensor, T
         share = (number / size)[None]
         return low[:, None] * (1 - share) + high[:, None] * share
 
-    return face(index), face(index + 1)
+    bottom, top = face(index), face(index + 1)
+    for axis, count in enumerate(places):
+        if count:
+            first, last = steps(count, low)
+            bottom[..., axis], top[..., axis] = first[index[:, axis]], last[index[:, axis]]
+    return bottom, top
+
+
+def steps(count: int, like: Tensor) -> tuple[Tensor, Tensor]:
+    """The first and the last number of every place: no number of [0, 1] is between two of them."""
+    place = torch.arange(count + 1, dtype=like.dtype, device=like.device)
+    first = place / count
+    for _ in range(2):  # a quotient may be one number off, and a product reach a whole number by rounding
+        before = torch.nextafter(first, torch.zeros_like(first))
+        first = torch.where((before * count).floor() == place, before, first)
+        first = torch.where((first * count).floor() < place, torch.nextafter(first, place + 1), first)
+    last = torch.nextafter(first[1:], torch.zeros_like(first[1:]))
+    return first[:-1], torch.cat([last[:-1], torch.ones_like(last[-1:])])
 
 
 def nearest(region: Region, low: Tensor, high: Tensor) -> Tensor:

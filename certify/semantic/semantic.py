@@ -19,7 +19,7 @@ from certify.certificate import Certificate, Certifier
 from certify.checks import check_classes, check_labels
 from certify.engine.graph import Graph, trace
 from certify.linear.crown import CROWN
-from certify.semantic.cells import cells, counts, parameters, walk
+from certify.semantic.cells import cells, counts, parameters, places, walk
 from certify.semantic.enclosures import enclosed
 
 
@@ -97,10 +97,11 @@ class Semantic:
     `margin` is NaN for a sample that left.
 
     Args:
-        threat: `lift(set)` of a Hue, Saturation, Lightness, BrightnessContrast, Spatial or Patch; of another ball than
-            linf every cell that it touches is covered.
+        threat: `lift(set)` of a Hue, Saturation, Lightness, BrightnessContrast, Spatial, Patch or Occlusion; of another ball
+            than linf every cell that it touches is covered.
         certifier: made for each cell's threat; CROWN, IBP, AlphaCROWN, or a function that fills in their options.
-        splits: cells of each parameter, one number or one for each (explicit splitting): a certificate each.
+        splits: cells of each parameter, one number or one for each (explicit splitting): a certificate each. What goes in
+            steps, an Occlusion's row and column, has a cell for each step whatever is given.
         inside: parts of each cell along each parameter (implicit splitting): the model's relaxation is shared, its input
             is concretised in each part, and the worst counts.
 
@@ -126,9 +127,9 @@ class Semantic:
         with torch.no_grad():
             logits = torch.cat([graph(rows) for rows in x.split(batch_size)])
         check_classes(y, logits)
-        size = region.low.shape[1]
-        inside = counts(self.inside, size)
-        low, high = cells(*region.box(), counts(self.splits, size))
+        steps = places(self.threat.set, x, region.low.shape[1])
+        inside = counts(self.inside, [count and 1 for count in steps])
+        low, high = cells(*region.box(), counts(self.splits, steps), steps)
 
         def prove(rows: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
             threat = Enclosed(self.threat.set, *cells(low, high, inside))

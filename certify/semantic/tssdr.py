@@ -21,7 +21,7 @@ from certify.engine.graph import check_still
 from certify.errors import CertifyError
 from certify.randomised.sequential import looks_of
 from certify.randomised.smoothing import Smoothing
-from certify.semantic.cells import cells, counts, parameters, walk
+from certify.semantic.cells import cells, counts, parameters, places, walk
 from certify.semantic.enclosures import enclosed
 
 ROUNDING = 1e-5  # of a distance, and of the radius that so many draws can show
@@ -86,8 +86,9 @@ class TSSDR:
         check_labels(x, y)
         check_still(model)
         region = parameters(self.threat, x)
-        size = region.low.shape[1]
-        low, high = cells(*region.box(), counts(self.splits, size))
+        steps = places(self.threat.set, x, region.low.shape[1])
+        inside = counts(self.inside, [count and 1 for count in steps])
+        low, high = cells(*region.box(), counts(self.splits, steps), steps)
         alive, prediction = torch.ones_like(y, dtype=torch.bool), torch.full_like(y, -1)
         known = []
 
@@ -95,7 +96,7 @@ class TSSDR:
             neutral = region.anchor.flatten(1)[rows].double()
             clean = ((low <= neutral) & (neutral <= high)).all(1)
             centre = self.centre(x[rows], (low + high) / 2, clean)
-            far = farthest(self.threat.set, x[rows], centre, *cells(low, high, counts(self.inside, size)))
+            far = farthest(self.threat.set, x[rows], centre, *cells(low, high, inside))
             known.append(far.amin())
             near, found = far <= self.reach, torch.zeros_like(clean)
             for some in (clean | near).nonzero()[:, 0].split(batch_size):
