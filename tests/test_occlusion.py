@@ -111,31 +111,29 @@ def unbroken(model, set, x, y, greys):
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_a_single_grey_is_decided_exactly(channels):
-    x = pictures(40, channels)
+    x = pictures(16, channels)
     model = network(x)
     y = model(x).argmax(1)
     for grey in (0.0, 0.5):
         set = Occlusion(2, 2, (grey, grey))
         found = Semantic(lift(set))(model, x, y)
         truth = unbroken(model, set, x, y, [grey])
-        assert torch.equal(found.certified, truth) and 0 < int(truth.sum()) < 40
+        assert torch.equal(found.certified, truth) and 0 < int(truth.sum()) < 16
         assert torch.equal(found.certified, found.radius == 1) and found.guarantee == "deterministic"
 
 
 def test_nothing_certified_is_broken_at_any_place_and_grey():
-    set, x = Occlusion(2, 2, (0.3, 0.7)), pictures(24)
+    set, x = Occlusion(2, 2, (0.3, 0.7)), pictures(12)
     model = network(x)
     y = model(x).argmax(1)
     y[0] = (y[0] + 1) % 3
     found = Semantic(lift(set), CROWN, splits=2, inside=1)(model, x, y)
     truth = unbroken(model, set, x, y, torch.linspace(0.3, 0.7, 41))
     assert not (found.certified & ~truth).any() and found.certified.any() and not found.certified[0]
-    whole = Semantic(lift(set), CROWN, splits=1, inside=1)(model, x, y)
-    assert not (whole.certified & ~found.certified).any()
     rows = set.places(x)[0]
     attack = GridSearch(lift(set), (rows + 1, 12, 5)).run(model, x, y)
     assert not (attack.success & found.certified).any()
-    for row in range(24):  # nearer than the radius nothing is broken either
+    for row in range(12):  # nearer than the radius nothing is broken either
         if 0 < found.radius[row] < 1:
             near = lift(set, Ball("linf", float(found.radius[row]) * (1 - 1e-6), 0.0, 1.0))
             assert not WorstOf(near, 100).run(model, x[[row]], y[[row]]).success.any()
