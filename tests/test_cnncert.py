@@ -268,7 +268,7 @@ def test_targets_say_less_than_all_classes_and_no_attack_reaches_them():
     assert torch.allclose(again.radius, one.radius) and torch.allclose(again.margin, one.margin)
     worst = PGD(Ball("linf", one.radius), loss="margin", steps=20)(model, x, Targeted(targets, y))
     assert (model(worst).argmax(1) != targets).all()
-    assert "towards one target class each, eps 0.02" in one.summary()
+    assert "linf (towards one target class each) eps 0.02" in one.summary()
     assert Certificate.from_dict(one.to_dict()).threat["targets"]["numbers"] == targets.tolist()
     wrong = CNNCert(ball, targets=y, steps=2)(traced, x, targets)
     assert (wrong.radius == 0).all() and not wrong.certified.any()

@@ -162,6 +162,26 @@ def test_samples_do_not_meet_and_the_model_stays():
     assert torch.equal(certifier.predict(model, x)[sure], found.prediction[sure])
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("reach", [(2, 0, 0), (0, 0, 0.05), (0, 0.004, 0)], ids=str)
+def test_a_networks_smoothed_class_holds_over_a_grid(reach):
+    """Shares of 1000 draws at random places of the ball, four standard errors away from contradicting any certificate."""
+    model, set, x = network(), Spatial(*reach), pictures(10, seed=5)
+    with torch.no_grad():
+        model[-1].bias -= model(x).mean(0)
+    y, generator = model(x).argmax(1), torch.Generator().manual_seed(0)
+    found = TSSDR(lift(set), sigma=0.1, splits=8, inside=3, n=2000)(model, x, y)
+    assert found.certified.any() and not found.certified.all()
+    for _ in range(12):
+        z = found.radius[:, None] * (2 * torch.rand(10, set.size, generator=generator) - 1)
+        at = set.apply(x, z)
+        noisy = at[:, None] + 0.1 * torch.randn(10, 1000, *x.shape[1:], generator=generator)
+        votes = model(noisy.flatten(0, 1)).argmax(1).view(10, 1000)
+        other = torch.stack([(votes == c).float().mean(1) for c in range(3)]).scatter(0, y[None], 0).amax(0)
+        own = (votes == y[:, None]).float().mean(1)
+        assert (own > other - 4 * 0.5 / 1000**0.5)[found.radius > 0].all()
+
+
 def test_balls_and_several_parameters():
     model, x = network(), pictures(3)
     y, set = model(x).argmax(1), Spatial(4, 0, 0.04)

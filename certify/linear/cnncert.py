@@ -95,7 +95,7 @@ class Towards:
 
     @property
     def norm(self) -> str:
-        return f"{self.ball.norm} towards one target class each,"
+        return f"{self.ball.norm} (towards one target class each)"
 
     @property
     def eps(self) -> float | Tensor:
