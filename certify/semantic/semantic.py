@@ -100,6 +100,7 @@ class Semantic:
         threat: `lift(set)` of a Hue, Saturation, Lightness, BrightnessContrast, Spatial, Patch or Occlusion; of another ball
             than linf every cell that it touches is covered.
         certifier: made for each cell's threat; CROWN, IBP, AlphaCROWN, or a function that fills in their options.
+            `lambda threat: Cascade(threat, 0)` leaves CROWN to the cells that cheaper bounds do not decide.
         splits: cells of each parameter, one number or one for each (explicit splitting): a certificate each. What goes in
             steps, an Occlusion's row and column, has a cell for each step whatever is given.
         inside: parts of each cell along each parameter (implicit splitting): the model's relaxation is shared, its input
