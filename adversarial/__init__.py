@@ -36,13 +36,24 @@ from adversarial.failure import Indicators, indicators
 from adversarial.goals import GoalError, LargerError, MultiLabel, Targeted, Untargeted
 from adversarial.lifting import lift
 from adversarial.probe import Result
-from adversarial.sets import Blur, BrightnessContrast, Hue, Lightness, Patch, Saturation, Spatial, Together, Weights
+from adversarial.sets import (
+    Blur,
+    BrightnessContrast,
+    Hue,
+    Lightness,
+    Occlusion,
+    Patch,
+    Saturation,
+    Spatial,
+    Together,
+    Weights,
+)  # fmt: skip
 from adversarial.threat import Ball, Region, Threat, ThreatError
 
 __all__ = [
     "APGD", "BIM", "DDN", "EAD", "EOT", "FAB", "FGSM", "FMN", "JSMA", "MIM", "NES", "PDPGD", "PGD", "SPSA", "UAP", "ZOO", "Attack", "AutoAttack", "AutoZOOM", "Ball",
     "Beam", "Blur", "Boundary", "BrightnessContrast", "CarliniWagner", "DeepFool", "Genetic", "GeoDA", "GoalError", "Greedy", "GridSearch",
-    "HopSkipJump", "HotFlip", "Hue", "Indicators", "LargerError", "Lightness", "MultiLabel", "Patch", "RayS", "Region",
+    "HopSkipJump", "HotFlip", "Hue", "Indicators", "LargerError", "Lightness", "MultiLabel", "Occlusion", "Patch", "RayS", "Region",
     "Restarts", "Result", "Robustness", "Saturation", "SigmaZero", "SignFlip", "SignOPT", "SimBA", "SparseFool", "Spatial", "Square",
     "SuperDeepFool", "Targeted", "Threat", "ThreatError", "Together", "UniversalPatch", "UniversalPerturbation", "Untargeted",
     "Weights", "Worst", "WorstOf", "check_attack", "corrupt", "corruption_errors", "evaluate", "indicators", "lift",

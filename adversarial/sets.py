@@ -12,12 +12,13 @@ from torch.nn import functional as F
 
 from adversarial.colours import Blur, BrightnessContrast, Hue, Lightness, Saturation
 from adversarial.lifting import Lifted, ParametrisedSet, Scaled, image, lift
+from adversarial.occlusion import Occlusion
 from adversarial.threat import ThreatError
 from adversarial.weights import Weights
 
 __all__ = [
-    "Blur", "BrightnessContrast", "Hue", "Lifted", "Lightness", "ParametrisedSet", "Patch", "Saturation", "Spatial",
-    "Together", "Weights", "lift",
+    "Blur", "BrightnessContrast", "Hue", "Lifted", "Lightness", "Occlusion", "ParametrisedSet", "Patch", "Saturation",
+    "Spatial", "Together", "Weights", "lift",
 ]  # fmt: skip
 
 

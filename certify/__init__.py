@@ -34,6 +34,7 @@ from certify.randomised.smoothing import Smoothing
 from certify.randomised.substitution import SAFER, Enumeration, Synonyms
 from certify.randomised.tss import TSS
 from certify.semantic.semantic import Semantic
+from certify.semantic.tssdr import TSSDR
 
 __all__ = [
     "CLEVER",
@@ -43,6 +44,7 @@ __all__ = [
     "SAFER",
     "SDPCROWN",
     "TSS",
+    "TSSDR",
     "Ablation",
     "AlphaCROWN",
     "BetaCROWN",

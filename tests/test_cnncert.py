@@ -10,8 +10,9 @@ import torch
 from torch import nn
 
 from adversarial.attacks.gradient import PGD
+from adversarial.goals import Targeted
 from adversarial.threat import Ball
-from certify import CertifyError, CNNCert, WongKolter, trace
+from certify import Certificate, CertifyError, CNNCert, WongKolter, trace
 from certify.engine.curves import CURVES
 from certify.linear.cnncert import Lines, slopes_of
 
@@ -215,6 +216,77 @@ def test_a_ball_larger_than_the_box_reaches_its_corners():
         whole = Ball("linf", 1.0).around(x).support(slope)
         for eps in (3.0, 1e4, 1e8):
             assert torch.allclose(Ball("l2", eps).around(x).support(slope), whole)
+
+
+def straight():
+    torch.manual_seed(0)
+    model = nn.Linear(5, 4).double().eval().requires_grad_(False)
+    x = torch.randn(6, 5, dtype=torch.float64)
+    return model, x, model(x).argmax(1)
+
+
+def distances(model, x, y, targets, norm):
+    """How far each input is from where its target wins over its label."""
+    out, rows = model(x), model.weight[y] - model.weight[targets]
+    gap = out.gather(1, y[:, None]) - out.gather(1, targets[:, None])
+    return gap[:, 0] / torch.linalg.vector_norm(rows, DUAL[norm], dim=1)
+
+
+@pytest.mark.parametrize("norm", DUAL)
+def test_targeted_radii_of_a_linear_model_are_its_distances(norm):
+    model, x, y = straight()
+    ball, ordered, traced = Ball(norm, 0.3, None, None), model(x).argsort(1), trace(model, x)
+    rules = {"runner-up": ordered[:, -2], "least": ordered[:, 0]}
+    for given, targets in (*rules.items(), *(((y + k) % 4,) * 2 for k in (1, 2, 3))):
+        found, exact = CNNCert(ball, targets=given, steps=25)(traced, x, y), distances(model, x, y, targets, norm)
+        assert torch.equal(found.threat.targets, targets)
+        assert torch.allclose(found.radius, exact, rtol=1e-4) and (found.radius <= exact * (1 + 1e-9)).all()
+        assert torch.equal(found.certified, found.radius >= 0.3)
+    every = torch.stack([distances(model, x, y, (y + k) % 4, norm) for k in (1, 2, 3)]).amin(0)
+    assert torch.allclose(CNNCert(ball, steps=25)(traced, x, y).radius, every, rtol=1e-4)
+
+
+def test_random_targets_are_other_classes_and_an_inputs_own():
+    model, x, y = straight()
+    traced, ball = trace(model, x), Ball("l2", 0.1, None, None)
+    drawn = torch.stack([CNNCert(ball, targets="random", seed=seed).chosen(traced, x, y, 64) for seed in range(30)])
+    assert (drawn != y).all() and all(set(drawn[:, row].tolist()) == {0, 1, 2, 3} - {int(y[row])} for row in range(6))
+    alone = CNNCert(ball, targets="random", steps=1)(traced, x[3:4], y[3:4])
+    assert alone.threat.targets[0] == drawn[0, 3]
+
+
+def test_targets_say_less_than_all_classes_and_no_attack_reaches_them():
+    model = made(lambda: Skip(nn.ReLU()))
+    x = torch.rand(4, 1, 6, 6, dtype=torch.float64)
+    y = model(x).argmax(1)
+    ball, traced, targets = Ball("linf", 0.02), trace(model, x), (y + torch.tensor([1, 2, 1, 2])) % 3
+    every, one = CNNCert(ball, steps=4)(traced, x, y), CNNCert(ball, targets=targets, steps=4)(traced, x, y)
+    other = CNNCert(ball, targets=(2 * targets - y) % 3, steps=4)(traced, x, y)  # of three classes the third
+    assert torch.allclose(torch.minimum(one.radius, other.radius), every.radius, rtol=0.2)
+    assert (one.radius >= every.radius * 0.8).all() and (one.radius > every.radius * 1.2).any()
+    again = CNNCert(ball, targets=targets, steps=4)(traced, x, y, batch_size=3)
+    assert torch.allclose(again.radius, one.radius) and torch.allclose(again.margin, one.margin)
+    worst = PGD(Ball("linf", one.radius), loss="margin", steps=20)(model, x, Targeted(targets, y))
+    assert (model(worst).argmax(1) != targets).all()
+    assert "linf (towards one target class each) eps 0.02" in one.summary()
+    assert Certificate.from_dict(one.to_dict()).threat["targets"]["numbers"] == targets.tolist()
+    wrong = CNNCert(ball, targets=y, steps=2)(traced, x, targets)
+    assert (wrong.radius == 0).all() and not wrong.certified.any()
+
+
+@pytest.mark.parametrize(
+    "targets, says",
+    [
+        (torch.tensor([1, 2]), "targets .6,. of whole numbers"), (torch.zeros(6), "targets .6,. of whole numbers"),
+        (torch.full((6,), 4), "targets from 0 to 3 other than the label, got 4"), ("nearest", "'runner-up', 'least' or 'random'"),
+    ],
+)  # fmt: skip
+def test_targets_that_are_none_are_refused(targets, says):
+    model, x, y = straight()
+    with pytest.raises(CertifyError, match=says):
+        CNNCert(Ball("l2", 0.1, None, None), targets=targets)(model, x, y)
+    with pytest.raises(CertifyError, match="other than the label, got 0 for label 0 in row 0"):
+        CNNCert(Ball("l2", 0.1, None, None), targets=y * 0)(model, x, y * 0)
 
 
 def test_a_threat_without_a_size_is_refused():

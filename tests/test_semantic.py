@@ -22,9 +22,10 @@ from certify import CROWN, IBP, AlphaCROWN, CertifyError
 from certify.engine.graph import trace
 from certify.randomised.resolvable import Gain, HeatBlur, Roll, rescaled
 from certify.randomised.tss import TSS
+from certify.semantic.cells import cells
 from certify.semantic.enclosures import enclosed
 from certify.semantic.resampling import places, wave
-from certify.semantic.semantic import Enclosed, Semantic, cells
+from certify.semantic.semantic import Enclosed, Semantic
 
 COLOURS = (Hue(), Hue(0.3), Saturation(), Saturation(1.5), Lightness(), Lightness(1.0))
 TONES = (BrightnessContrast(), BrightnessContrast(0.8, 1.5))

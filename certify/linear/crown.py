@@ -39,12 +39,20 @@ class Linear(Certifier, Protocol):
             return self.batch(graph, region, logits, y)
         rows = torch.arange(len(x), device=x.device)
         return Certificate.joined(
-            [self.batch(graph, region[some], logits[some], y[some]) for some in rows.split(batch_size)]
+            [self.part(some).batch(graph, region[some], logits[some], y[some]) for some in rows.split(batch_size)]
         )
+
+    def part(self, rows: Tensor) -> Linear:
+        """The certifier of some of the inputs, for one that has something of its own for each."""
+        return self
+
+    def asked(self, logits: Tensor, y: Tensor) -> Front:
+        """The margins that have to stay above zero: the label's over every other class."""
+        return Front(differences(y, logits.shape[1], logits.dtype))
 
     def batch(self, graph: Graph, region: Region, logits: Tensor, y: Tensor) -> Certificate:
         bounds = Bounds(graph, region).intervals()
-        found = self.margins(bounds, Front(differences(y, logits.shape[1], logits.dtype))).amin(1)
+        found = self.margins(bounds, self.asked(logits, y)).amin(1)
         prediction = logits.argmax(1)
         certified = (found > 0) & found.isfinite() & (prediction == y)
         radius = torch.where(certified, region.eps, 0)

@@ -38,7 +38,7 @@ class TSS:
     Reference: Li et al., "TSS: transformation-specific smoothing for robustness certification", CCS 2021,
     arXiv:2002.12398.
     Differs from the paper: shifts go around the image's ends; the changes that do not compose, turns and scales, are
-    covered by `Semantic`.
+    `TSSDR`'s, another smoothed classifier, and `Semantic` proves them of the model itself.
     """
 
     threat: Lifted
@@ -53,7 +53,7 @@ class TSS:
         check_bounds(self.bounds, self.n, self.alpha)
         if not isinstance(self.threat, Lifted) or not isinstance(self.threat.set, (HeatBlur, Roll, Gain)):
             raise CertifyError(
-                f"expected a lifted set whose changes compose (HeatBlur, Roll, Gain), got {self.threat}; for other sets use Semantic"
+                f"expected a lifted set whose changes compose (HeatBlur, Roll, Gain), got {self.threat}; for others use TSSDR or Semantic"
             )
         if self.threat.ball.norm == "l0":
             raise CertifyError("expected a ball of norm linf, l2 or l1 around the parameters, got l0")

@@ -17,9 +17,10 @@ from torch import Tensor
 
 from adversarial.colours import BrightnessContrast, Hue, Lightness, Saturation, from_hsl, to_hsl
 from adversarial.lifting import image, wide
+from adversarial.occlusion import Occlusion
 from adversarial.sets import Patch, Spatial
 from certify.errors import CertifyError
-from certify.semantic.resampling import resampled
+from certify.semantic.resampling import VALUE, resampled
 
 ROUNDING = 2e-6  # how far `apply` in float32 may be from the exact colours that are enclosed
 
@@ -150,6 +151,33 @@ def patch(set: Patch, x: Tensor, low: Tensor, high: Tensor) -> Enclosure:
     return box(*ends, parameters=low.shape[1])
 
 
+def occlusion(set: Occlusion, x: Tensor, low: Tensor, high: Tensor) -> Enclosure:
+    """Straight in the grey where the rectangle lies at all of the box's places; its greys or the image's own where it lies at
+    some."""
+    greys = [wide(set.shade(z).to(x.dtype), x).double() for z in (low, (low + high) / 2, high)]
+    x, ends = x.double(), (set.corner(x, low), set.corner(x, high))
+    always, ever = (torch.ones_like(x, dtype=torch.bool) for _ in range(2))
+    for axis, size in ((0, set.height), (1, set.width)):
+        first, last = (wide(end[axis], x) for end in ends)
+        place = torch.arange(x.shape[2 + axis], device=x.device).view((-1, 1) if axis == 0 else (-1,))
+        always &= (last <= place) & (place < first + size)
+        ever &= torch.maximum(first, place - size + 1) <= torch.minimum(last, place)
+    slack = VALUE if low.shape[1] > 2 else 0.0
+    dark, bright = (greys[0] - slack).clamp(min=0), (greys[2] + slack).clamp(max=1)
+    least = torch.where(always, dark, torch.where(ever, torch.minimum(x, dark), x)).flatten(1)
+    most = torch.where(always, bright, torch.where(ever, torch.maximum(x, bright), x)).flatten(1)
+    flat = box(least, most, parameters=low.shape[1])
+    if low.shape[1] == 2:
+        return flat
+    steep = x.new_zeros(len(x), 3, least.shape[1])
+    steep[:, 2] = always.flatten(1) * (set.grey[1] - set.grey[0])
+    lines = [
+        Line(torch.where(always, greys[1] + sign * slack, side.view_as(x)).flatten(1), steep)
+        for side, sign in ((least, -1), (most, 1))
+    ]
+    return Enclosure(*lines, least, most)
+
+
 def spatial(set: Spatial, x: Tensor, low: Tensor, high: Tensor) -> Enclosure:
     return box(*resampled(set, x, low, high), parameters=low.shape[1])
 
@@ -161,5 +189,6 @@ def box(low: Tensor, high: Tensor, parameters: int) -> Enclosure:
 
 
 RULES: dict[type, Callable[..., Enclosure]] = {
-    Hue: hue, Saturation: saturation, Lightness: lightness, BrightnessContrast: brightness_contrast, Patch: patch, Spatial: spatial,
+    Hue: hue, Saturation: saturation, Lightness: lightness, BrightnessContrast: brightness_contrast, Occlusion: occlusion, Patch: patch,
+    Spatial: spatial,
 }  # fmt: skip

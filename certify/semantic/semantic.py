@@ -6,25 +6,21 @@ The range of the parameters is cut into cells. In each cell every pixel lies bet
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from adversarial.lifting import Lifted
-from adversarial.threat import Region, Threat, norm_of
+from adversarial.threat import Region, Threat
 from certify.certificate import Certificate, Certifier
 from certify.checks import check_classes, check_labels
 from certify.engine.graph import Graph, trace
-from certify.errors import CertifyError
-from certify.linear.crown import CROWN, bounded
+from certify.linear.crown import CROWN
+from certify.semantic.cells import cells, counts, parameters, places, walk
 from certify.semantic.enclosures import enclosed
-
-MOST = 100_000  # cells
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,10 +97,12 @@ class Semantic:
     `margin` is NaN for a sample that left.
 
     Args:
-        threat: `lift(set)` of a Hue, Saturation, Lightness, BrightnessContrast, Spatial or Patch; of another ball than
-            linf every cell that it touches is covered.
+        threat: `lift(set)` of a Hue, Saturation, Lightness, BrightnessContrast, Spatial, Patch or Occlusion; of another ball
+            than linf every cell that it touches is covered.
         certifier: made for each cell's threat; CROWN, IBP, AlphaCROWN, or a function that fills in their options.
-        splits: cells of each parameter, one number or one for each (explicit splitting): a certificate each.
+            `lambda threat: Cascade(threat, 0)` leaves CROWN to the cells that cheaper bounds do not decide.
+        splits: cells of each parameter, one number or one for each (explicit splitting): a certificate each. What goes in
+            steps, an Occlusion's row and column, has a cell for each step whatever is given.
         inside: parts of each cell along each parameter (implicit splitting): the model's relaxation is shared, its input
             is concretised in each part, and the worst counts.
 
@@ -126,83 +124,22 @@ class Semantic:
         Raises: CertifyError for a model or a set that has no bound, and for labels that are none.
         """
         check_labels(x, y)
-        region, graph = self.region(x), trace(model, x)
+        region, graph = parameters(self.threat, x), trace(model, x)
         with torch.no_grad():
             logits = torch.cat([graph(rows) for rows in x.split(batch_size)])
         check_classes(y, logits)
-        low, high = cells(*region.box(), self.counts(self.splits, region))
-        away = norm_of_cells(region, low, high)
-        order = away.argsort(dim=1, stable=True)
+        steps = places(self.threat.set, x, region.low.shape[1])
+        inside = counts(self.inside, [count and 1 for count in steps])
+        low, high = cells(*region.box(), counts(self.splits, steps), steps)
+
+        def prove(rows: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+            threat = Enclosed(self.threat.set, *cells(low, high, inside))
+            found = self.certifier(threat)(graph, x[rows], y[rows], batch_size=batch_size)  # type: ignore[arg-type]
+            return found.certified, found.margin
+
         alive = (logits.argmax(1) == y) & logits.isfinite().all(1)
-        certified, margin = alive.clone(), x.new_full((len(x),), torch.inf)
-        radius = torch.where(alive, region.eps, 0)
-        with tqdm(total=low.shape[1], desc=type(self).__name__, delay=2) as bar:
-            turn = 0
-            while turn < low.shape[1] and bool(certified.any()):
-                rows = certified.nonzero()[:, 0]
-                which = order[rows, turn : turn + max(1, batch_size // len(rows))]
-                found = self.certificate(graph, x, y, rows, low, high, which, batch_size)
-                distance = away[rows[:, None], which]
-                outside = distance > region.eps[rows, None]  # cells in the corners of a round ball
-                proved = found.certified.view_as(which) | outside
-                first = torch.where(proved, torch.inf, distance).amin(1)
-                least = torch.where(outside, torch.inf, found.margin.view_as(which)).amin(1)
-                radius[rows] = torch.minimum(radius[rows], first.to(radius.dtype))
-                certified[rows] = proved.all(1)
-                margin[rows] = torch.minimum(margin[rows], least.to(margin.dtype))
-                bar.update(which.shape[1])
-                turn += which.shape[1]
+        certified, radius, margin = walk(region, low, high, alive, prove, at_once=batch_size, name=type(self).__name__)
         return Certificate(
-            logits.argmax(1), certified, radius, torch.where(certified, margin, torch.nan), self.threat,
+            logits.argmax(1), certified, radius, torch.where(certified, margin, torch.nan).to(x.dtype), self.threat,
             type(self).__name__, "deterministic",
         )  # fmt: skip
-
-    def certificate(
-        self, graph: Graph, x: Tensor, y: Tensor, rows: Tensor, low: Tensor, high: Tensor, which: Tensor, batch_size: int
-    ) -> Certificate:  # fmt: skip
-        """Of some cells (b, c) of some rows, a row of the certificate for each cell."""
-        sample = rows.repeat_interleave(which.shape[1])
-        low, high = (side[sample, which.flatten()] for side in (low, high))
-        parts = cells(low, high, self.counts(self.inside, low))
-        threat = Enclosed(self.threat.set, *parts)
-        return self.certifier(threat)(graph, x[sample], y[sample], batch_size=batch_size)  # type: ignore[arg-type]
-
-    def region(self, x: Tensor) -> Region:
-        """Of the parameters. Raises: CertifyError for what is not a lifted set, and for an l0 ball."""
-        if not isinstance(self.threat, Lifted):
-            raise CertifyError(f"expected a lifted set such as lift(Hue()), got {type(self.threat).__name__}")
-        region = bounded(self.threat.around(x))
-        if region.norm == "l0":
-            raise CertifyError("expected a ball of norm linf, l2 or l1 around the parameters, got l0")
-        return region
-
-    def counts(self, given: int | Sequence[int], region: Region | Tensor) -> tuple[int, ...]:
-        """How many parts each parameter is cut into."""
-        size = region.shape[1] if isinstance(region, Tensor) else region.low.shape[1]
-        found = (given,) * size if isinstance(given, int) else tuple(given)
-        if len(found) != size or min(found) < 1 or math.prod(found) > MOST:
-            raise CertifyError(
-                f"expected numbers of parts for {size} parameters, {MOST} cells at most, got {given}; a set of many parameters "
-                "takes 1"
-            )
-        return found
-
-
-def cells(low: Tensor, high: Tensor, counts: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-    """Boxes low to high (B, k) cut evenly into boxes (B, N, k); neighbours share their faces exactly."""
-    low, high = low.flatten(1).double(), high.flatten(1).double()
-    index = torch.cartesian_prod(*(torch.arange(n, device=low.device) for n in counts)).view(-1, len(counts))
-    size = torch.tensor(counts, dtype=low.dtype, device=low.device)
-
-    def face(number: Tensor) -> Tensor:
-        share = (number / size)[None]
-        return low[:, None] * (1 - share) + high[:, None] * share
-
-    return face(index), face(index + 1)
-
-
-def norm_of_cells(region: Region, low: Tensor, high: Tensor) -> Tensor:
-    """Distance of each cell (B, N, k) from the neutral parameters (B, N)."""
-    anchor = region.anchor.flatten(1)[:, None].double()
-    steps = torch.minimum(torch.maximum(anchor, low), high) - anchor
-    return norm_of(steps.flatten(0, 1), region.norm).view(steps.shape[:2])
