@@ -176,7 +176,7 @@ class SAFER:
         radius = torch.tensor([self.radius(row, gap) for row, gap in gaps], device=x.device)
         prediction = torch.where(radius >= 0, named, -1)
         certified = (prediction == y) & (radius >= reach)
-        radius = torch.minimum(radius, reach).clamp_min(0).double()
+        radius = torch.where(prediction == y, torch.minimum(radius, reach), 0).double()
         return Certificate(
             prediction, certified, radius, torch.full_like(radius, torch.nan), self.threat, type(self).__name__,
             "probabilistic", 1 - self.alpha,
