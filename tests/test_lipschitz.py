@@ -271,6 +271,21 @@ def test_slopes_hold_what_is_between(name):
         assert bool(((least - 1e-9 <= slope) & (slope <= most + 1e-9)).all())
 
 
+@pytest.mark.parametrize(
+    ("norm", "method"), [("linf", "product"), ("l1", "local"), ("l2", "lipsdp-neuron"), ("linf", "lipopt")]
+)
+def test_margins_are_those_of_what_the_threat_lies_around(norm, method):
+    """An input may be a little above its bounds; a steep model has another margin where they move it."""
+    model = nn.Sequential(nn.Linear(3, 2)).double().eval()
+    with torch.no_grad():
+        model[0].weight.copy_(torch.tensor([[1e5, 0.0, 0.0], [0.0, 0.0, 0.0]]))
+        model[0].bias.copy_(torch.tensor([-1e5, 0.3]))
+    x, ball = torch.tensor([[1 + 8e-6, 0.5, 0.5]], dtype=torch.float64), Ball(norm, 1e-7)
+    found = Lipschitz(ball, method)(model, x, torch.tensor([0]))
+    assert found.prediction.tolist() == [0] and not found.certified.any() and not found.radius.any()
+    assert float(found.margin) <= -0.3
+
+
 def test_nothing_of_a_model_changes():
     model = perceptron(3, 4, 3).requires_grad_(True)
     before = {name: value.clone() for name, value in model.state_dict().items()}

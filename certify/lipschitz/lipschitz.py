@@ -70,15 +70,18 @@ class Lipschitz:
         check_labels(x, y)
         region, graph = self.threat.around(x), doubled(trace(model, x))
         with torch.no_grad():
-            logits = torch.cat([model(rows) for rows in x.split(batch_size)])
+            # the threat lies around where the bounds moved an input, by rounding, and so do the margins
+            logits, middle = (
+                torch.cat([model(rows) for rows in points.split(batch_size)]) for points in (x, region.anchor)
+            )
         check_classes(y, logits)
         if self.method == "local":
             rows = torch.arange(len(x), device=x.device).split(batch_size)
-            found = [local(graph, in_double(bounded(region[some])), logits[some].double(), y[some]) for some in rows]
+            found = [local(graph, in_double(bounded(region[some])), middle[some].double(), y[some]) for some in rows]
             margin, radius = (torch.cat(part) for part in zip(*found, strict=True))
         else:
             pair = cache(constants(self.method, graph, region.norm, x.device))
-            margin, radius = everywhere(pair, logits.double(), y, region.eps.double())
+            margin, radius = everywhere(pair, middle.double(), y, region.eps.double())
         prediction = logits.argmax(1)
         right = (prediction == y) & margin.isfinite() & radius.isfinite()
         radius = torch.where(right, radius.clamp_min(0), 0)
