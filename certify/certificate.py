@@ -65,7 +65,8 @@ class Certificate:
     def accuracy_at(self, radius: float) -> Share:
         """The share of inputs predicted rightly whose radius reaches this size, with Wilson's 95 % interval; of an estimate,
         the share whose estimate does. At 0: those with any radius."""
-        return Share.of(self.method, float(radius), int(self.reaches(radius).sum()), len(self))
+        name = titled(self.method, self.guarantee, self.confidence)
+        return Share.of(name, float(radius), int(self.reaches(radius).sum()), len(self))
 
     def reaches(self, radius: float) -> Tensor:
         """Which inputs (B,) have a radius of this size or more; one that is NaN reaches nothing."""
@@ -176,10 +177,20 @@ def style_of(guarantee: Guarantee) -> str:
     return {"deterministic": "-", "probabilistic": "-.", "estimate": ":"}[guarantee]
 
 
+def titled(method: str, guarantee: Guarantee, confidence: float | None) -> str:
+    """A method's name with how sure it is, for a table or a legend."""
+    return {
+        "deterministic": method, "probabilistic": f"{method} (confidence {confidence})",
+        "estimate": f"{method} (an estimate, no proof)",
+    }[guarantee]  # fmt: skip
+
+
 def height_of(guarantees: Sequence[Guarantee]) -> str:
     """What the upright axis says: an estimate is not called certified."""
     kinds = set(guarantees)
-    return "estimated accuracy" if kinds == {"estimate"} else "certified accuracy"
+    if kinds == {"estimate"}:
+        return "estimated accuracy"
+    return "certified or estimated accuracy" if "estimate" in kinds else "certified accuracy"
 
 
 def proof(certifier: Any, logits: Tensor, y: Tensor, margins: Tensor, radius: Tensor, eps: Tensor) -> Certificate:

@@ -108,7 +108,7 @@ def bounded(
     text = "\n".join(
         [f"Changes {space.where}, norm {space.ball.norm}.", "", *why, found.to_markdown(), "", meaning(found)]
     )
-    points = [{k: v for k, v in asdict(point).items() if k != "certified"} for point in found.points]
+    points = [{k: v for k, v in asdict(point).items() if k != "held"} for point in found.points]
     attacked = [{k: v for k, v in asdict(p).items() if k != "broken"} for p in found.attacked.curve()]  # type: ignore[union-attr]
     facts = {"threat": space.ball.norm, "where": space.where, "n": len(space.y), "seed": seed, "method": name}
     facts |= {"choice": {"reason": chosen.reason, "trials": [asdict(t) for t in chosen.trials]} if chosen else None}
@@ -131,7 +131,7 @@ def meaning(found: certify.CertifiedRobustness) -> str:
     """What the numbers promise."""
     point = found.points[0]
     if point.guarantee == "deterministic":
-        nothing = all(not any(p.certified) for p in found.points if p.eps > 0)
+        nothing = all(not any(p.held) for p in found.points if p.eps > 0)
         vacuous = (
             " Here the bounds are vacuous: nothing is proven at any eps; take --method smoothing." if nothing else ""
         )
