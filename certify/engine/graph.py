@@ -191,7 +191,9 @@ class Graph:
 
 
 def check_still(model: nn.Module) -> None:
-    """Raise CertifyError for a model whose answers change from call to call."""
+    """Raise CertifyError for a model whose answers change from call to call, and for what is no module."""
+    if not isinstance(model, nn.Module):
+        raise CertifyError(f"expected a torch.nn.Module, got a {type(model).__name__}; call it in a module's forward")
     if model.training:
         raise CertifyError("expected a model in evaluation mode, got one in training; call model.eval() first")
     lively = next((name for name, module in model.named_modules() if module.training), None)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from adversarial.threat import Ball
 from certify.certificate import Certificate
+from certify.checks import answers, check_labels
 from certify.engine.bounds import Bounds
 from certify.engine.curves import Curve
 from certify.engine.front import Front
@@ -100,6 +101,8 @@ class CNNCert:
 
         Raises: CertifyError for a model or a threat that has no bound, and for labels that are none.
         """
+        check_labels(x, y)
+        answers(model, x[:1], y, 1)
         graph, once = trace(model, x), Lines(self.threat, self.relu)
         asked = once(graph, x, y, batch_size=batch_size)
         radius = radius_of(once, graph, x, y, start=self.start, steps=self.steps, batch_size=batch_size)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from adversarial.threat import DUAL, Ball, Region, norm_of
 from certify.certificate import Certificate
-from certify.checks import check_classes, check_labels
+from certify.checks import answers, check_labels
 from certify.engine.bounds import NUMBERS, Bounds
 from certify.engine.graph import Graph, trace
 from certify.engine.operator_norm import Norm
@@ -68,13 +68,10 @@ class Lipschitz:
         Raises: CertifyError for a model or a threat that has no bound, and for labels that are none.
         """
         check_labels(x, y)
-        region, graph = self.threat.around(x), doubled(trace(model, x))
-        with torch.no_grad():
-            # the threat lies around where the bounds moved an input, by rounding, and so do the margins
-            logits, middle = (
-                torch.cat([model(rows) for rows in points.split(batch_size)]) for points in (x, region.anchor)
-            )
-        check_classes(y, logits)
+        region = self.threat.around(x)
+        # the threat lies around where the bounds moved an input, by rounding, and so do the margins
+        logits, middle = (answers(model, points, y, batch_size) for points in (x, region.anchor))
+        graph = doubled(trace(model, x))
         if self.method == "local":
             rows = torch.arange(len(x), device=x.device).split(batch_size)
             found = [local(graph, in_double(bounded(region[some])), middle[some].double(), y[some]) for some in rows]

@@ -80,10 +80,8 @@ class Ablation:
 
     def __post_init__(self) -> None:
         check_sampling(self.alpha, self.n0, self.n)
-        if self.threat.norm != "l0":
-            raise CertifyError(
-                f"expected an l0 ball, got {self.threat.norm}; randomised ablation covers changed places"
-            )
+        if (norm := getattr(self.threat, "norm", type(self.threat).__name__)) != "l0":
+            raise CertifyError(f"expected an l0 ball, got {norm}; randomised ablation covers changed places")
         check_bounds(self.bounds, self.n, self.alpha)
         if self.keep < 1:
             raise CertifyError(f"expected at least one place to keep, got {self.keep}")

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from adversarial.attacks.tokens import Substitutions, Tokens
 from adversarial.streams import Streams, shifted
 from certify.certificate import Certificate
-from certify.checks import check_classes, check_labels
+from certify.checks import answers, check_labels
 from certify.engine.graph import check_still
 from certify.errors import CertifyError
 from certify.randomised.votes import BoundsOf, check_bounds, check_sampling, counted, shares
@@ -93,8 +93,7 @@ class Enumeration:
                 raise CertifyError(
                     f"expected at most {self.limit} texts for a row, got {size} for row {number}; use SAFER, most= or a larger limit="
                 )
-        logits = torch.cat([model(some) for some in x.split(batch_size)])
-        check_classes(y, logits)
+        logits = answers(model, x, y, batch_size)
         found = [self.row(model, x[[i]], row, int(y[i]), batch_size) for i, row in enumerate(rows)]
         radius, margin = (torch.tensor(part, dtype=logits.dtype, device=x.device) for part in zip(*found, strict=True))
         reach = torch.tensor([self.threat.changes(row) for row in rows], device=x.device)
