@@ -115,10 +115,12 @@ class CertifiedRobustness:
         ax = ax or new_axes()
         if self.attacked:
             line(ax, self.attacked.curve(), broad=True, label="under attack")
-        for i, name in enumerate(names_of(self.points)):
+        names, wide = names_of(self.points), max(point.eps for point in self.points)
+        for i, name in enumerate(names):
             curve = curve_of(self.points, name, "a certifier")
-            line(ax, curve, band=True, color=COLOURS[i % 6], linestyle=style_of(curve[0].guarantee))
-        return finished(ax, self.norm, height_of([point.guarantee for point in self.points]))
+            look = {"color": COLOURS[i % 6], "marker": "osD^vP"[i % 6], "linestyle": style_of(curve[0].guarantee)}
+            line(ax, curve, bars=0.008 * wide * (i - (len(names) - 1) / 2), **look)
+        return finished(ax, self.norm, height_of([p.guarantee for p in self.points]), self.points[0].n)
 
 
 def evaluate(
