@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor, nn
 
 import adversarial
 import certify
@@ -29,6 +30,21 @@ METHODS: dict[str, Callable[[Any], certify.Certifier]] = {
     "clever": CLEVER,
 }  # fmt: skip
 METHODS.pop("alphacrown")
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A smoothing that goes on from what a stopped run of it left in a folder."""
+
+    smoothing: Smoothing
+    folder: Path
+
+    @property
+    def threat(self) -> Any:
+        return self.smoothing.threat
+
+    def __call__(self, model: nn.Module, x: Tensor, y: Tensor, *, batch_size: int = 64) -> certify.Certificate:
+        return self.smoothing(model, x, y, batch_size=batch_size, checkpoint=self.folder)
 
 
 @dataclass(frozen=True)
@@ -58,15 +74,14 @@ def certify_file(
         sigma, draws: of smoothing; by default the largest eps (its l2 length for linf) and 10,000.
         rows: the first so many readable rows with a label; a stopped run goes on.
 
-    Raises: DataError for an unknown threat or method, a missing eps, a norm for a model that predicts no classes; CertifyError for
-    what has no bound.
+    Raises: DataError for an unknown threat or method, options that the method or the threat does not have, a missing eps, a
+    norm for a model that predicts no classes; CertifyError for what has no bound.
     """
     accelerator, place = accelerator or default_accelerator(), Path(out)
     check_place(place)
     task = labelled(folder, data, rows=rows, input=input, target=target, accelerator=accelerator)
     threat = task.threat(threat)
-    if method not in (AUTO, *METHODS):
-        raise DataError(f"expected a method among {AUTO}, {', '.join(METHODS)}, got {method}")
+    check_options(method, threat, eps, sigma, draws)
     found = Certified(place, "", {}, False)
     if accelerator.is_main_process:
         if threat == REWRITES:
@@ -76,6 +91,22 @@ def certify_file(
         write(found)
     accelerator.wait_for_everyone()
     return found
+
+
+def check_options(method: str, threat: str, eps: Sequence[float], sigma: float | None, draws: int | None) -> None:
+    """Raise DataError for a method that does not exist, and for an option that would be passed over."""
+    if method not in (AUTO, *METHODS):
+        raise DataError(f"expected a method among {AUTO}, {', '.join(METHODS)}, got {method}")
+    if threat == REWRITES and (method != AUTO or eps):
+        raise DataError(
+            f"expected neither method nor eps for {REWRITES}, which have a method of their own, got "
+            f"{method if method != AUTO else list(eps)}; for changes of embeddings give a threat such as linf"
+        )
+    given = " and ".join(name for name, value in (("sigma", sigma), ("draws", draws)) if value is not None)
+    if given and method != "smoothing":
+        raise DataError(f"expected {given} with method smoothing alone, got method {method}; add --method smoothing")
+    if any(not 0 <= size < float("inf") for size in eps):
+        raise DataError(f"expected eps of 0 or more, got {list(eps)}")
 
 
 def bounded(
@@ -94,11 +125,13 @@ def bounded(
         name, make = chosen.name, chosen.make
     elif method == "smoothing":
         length = sizes[-1] * (float(space.x[0].numel()) ** 0.5 if space.ball.norm == "linf" else 1.0)
-        options = {"sigma": sigma or length, "n": draws or 10_000, "seed": seed}
+        options = {"sigma": length if sigma is None else sigma, "n": draws or 10_000, "seed": seed}
         options["noise"] = "uniform" if space.ball.norm == "l1" else "gaussian"
         name, make = f"Smoothing (sigma {options['sigma']:.3g}, {options['n']} draws)", partial(Smoothing, **options)
     else:
         name, make = method, METHODS[method]
+    if method == "smoothing" or (chosen and chosen.method == "Smoothing"):
+        once, make = make, lambda ball: Kept(once(ball), out / "draws")
     found = certify.evaluate(
         module, space.x, space.y, {name: make}, threat=space.ball, eps=space.eps, seed=seed, out=out / "points.json",
         attacks={"APGD": adversarial.APGD},
