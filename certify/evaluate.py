@@ -260,7 +260,12 @@ def kept(out: str | Path | None, mark: str) -> tuple[CertifiedPoint, ...]:
     """Points of a run that was stopped."""
     if out is None or not Path(out).is_file():
         return ()
-    before = CertifiedRobustness.from_json(out)
+    try:
+        before = CertifiedRobustness.from_json(out)
+    except (ValueError, TypeError, KeyError) as error:
+        raise CertifyError(
+            f"expected a stopped evaluation in {out}, got something else; choose another file"
+        ) from error
     if before.mark != mark:
         raise ValueError(
             f"expected the evaluation that {out} was begun with, got another model, data, threat or other certifiers; "

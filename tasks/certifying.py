@@ -151,8 +151,11 @@ def bounded(
 def choice(space: Space, path: Path, seconds: float, seed: int) -> certify.Choice:
     """The choice of a run that was stopped, which the clock might make otherwise now, or a new one."""
     mark = mark_of(space.module, space.x, space.y, space.ball, space.eps, seconds, seed)
-    known = json.loads(path.read_text()) if path.is_file() else {}
-    if known.get("mark") == mark:
+    try:
+        known = json.loads(path.read_text()) if path.is_file() else {}
+    except ValueError:  # not a choice of ours
+        known = {}
+    if isinstance(known, dict) and known.get("mark") == mark:
         return certify.Choice.from_dict(known["choice"])
     found = certify.choose(space.module, space.x, space.y, space.ball, space.eps, seconds=seconds, seed=seed)
     with atomic_file(path) as writing:
@@ -196,10 +199,10 @@ def rewritten(task: Labelled, out: Path, seed: int) -> Certified:
             "certified": found.certified.tolist(),
         }
         lines = [
-            f"The majority over random SMILES of a molecule is right, and shown to be the majority over all SMILES of it, for "
-            f"{int(found.certified.sum())} of {share.n} molecules ({share.accuracy:.3f}, 95 % interval {share.low:.3f} to "
+            f"The class that most random SMILES of a molecule get, the same for every SMILES of it, is right, and shown to be that "
+            f"of more than half of all such draws, for {int(found.certified.sum())} of {share.n} molecules ({share.accuracy:.3f}, 95 % interval {share.low:.3f} to "
             f"{share.high:.3f}); each statement holds with probability {found.confidence} or more.",
-            "It speaks of the majority, which has to be deployed in the model's place, not of the model's answer to one text.",
+            "It speaks of this majority, which has to be deployed in the model's place, not of the model's answer to one text.",
         ]
     else:
         middle = smoothed.median(readings, task.inputs)

@@ -195,7 +195,7 @@ def test_bounds_of_some_rows(small):
     assert same.eps.tolist() == [4, 2] and torch.equal(same.low, some.low) and same.mask.shape == some.mask.shape
 
 
-def test_what_does_not_fit(small):
+def test_what_does_not_fit(small, tmp_path):
     model, x, y = small
     ball = Ball("linf", 0.1)
     for makers, eps in (({}, (0.1,)), ({"C": CROWN}, ()), ({"C": CROWN}, (-0.1, 0.1)), ({"C": CROWN}, (0.0,))):
@@ -203,3 +203,6 @@ def test_what_does_not_fit(small):
             certify.evaluate(model, x, y, makers, threat=ball, eps=eps)
     with pytest.raises(CertifyError, match="at least one input"):
         certify.evaluate(model, x[:0], y[:0], {"C": CROWN}, threat=ball, eps=(0.1,))
+    with pytest.raises(CertifyError, match=r"a stopped evaluation in .*, got something else"):
+        (tmp_path / "points.json").write_text('{"norm": 1')
+        certify.evaluate(model, x, y, {"C": CROWN}, threat=ball, eps=(0.1,), out=tmp_path / "points.json")

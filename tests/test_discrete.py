@@ -186,6 +186,7 @@ def test_bad_input_of_ablation():
     ball = Ball("l0", 1)
     for make, says in (
         (lambda: Ablation(Ball("linf", 0.1), 3), "an l0 ball, got linf"),
+        (lambda: Ablation(Synonyms({}), 3), "an l0 ball, got Synonyms"),
         (lambda: Ablation(ball, 0), "at least one place to keep"),
         (lambda: Ablation(ball, 3, alpha=1.5), "alpha between 0 and 1"),
         (lambda: Ablation(ball, 3, n=0), "at least one draw"),
@@ -279,6 +280,7 @@ def test_overlaps_and_bad_input_of_substitutions():
         (lambda: Enumeration(Synonyms(WORDS), 5)(model, TEXTS, y), "at most 5 texts for a row, got 72 for row 0"),
         (lambda: Enumeration(Synonyms(WORDS))(model, TEXTS.float(), y), r"token ids \(B, L\) from 0"),
         (lambda: SAFER(Synonyms(WORDS))(model, TEXTS - 1, y), "token ids"),
+        (lambda: SAFER(Synonyms(WORDS))(model, TEXTS[:, :0], y), "token ids"),
         (lambda: SAFER(Synonyms(WORDS), n=3), "show a majority"),
         (lambda: SAFER(Synonyms(WORDS), bounds="most"), '"top" or "both"'),
         (lambda: SAFER(Synonyms(WORDS), n=20)(model, TEXTS, y + 2), "labels from 0 to 1"),
@@ -360,6 +362,10 @@ def test_bad_input_of_rewriting():
         (lambda: RewriteSmoothing(LETTERS)(first_letter, [], y[:0]), "at least one text"),
         (lambda: RewriteSmoothing(LETTERS)(first_letter, ["ab"], y + 5), "labels from 0 to 1"),
         (lambda: RewriteSmoothing(LETTERS)(first_letter, ["ab", "b"], y), "a label for each of 2 texts"),
+        (lambda: RewriteSmoothing(LETTERS)(first_letter, ["ab"], y.double()), "a whole number, got .*float64"),
+        (lambda: RewriteSmoothing(LETTERS)(first_letter, ["ab"], [0]), "a whole number, got a list"),
+        (lambda: RewriteSmoothing(LETTERS)(first_letter, "ab", torch.tensor([0, 0])), "text in a list, got 'ab'"),
+        (lambda: RewriteSmoothing(LETTERS)(lambda texts: [0.0], ["ab"], y), "outputs as a tensor, got a list"),
         (lambda: RewriteSmoothing(LETTERS, n=5, alpha=0.05).median(place_of_b, ["ab"]), "enough draws for a median"),
         (lambda: RewriteSmoothing(LETTERS)(lambda texts: torch.zeros(1), ["ab"], y), r"outputs \(\d+, T\)"),
     ):

@@ -62,7 +62,7 @@ class Synonyms:
 
 def rows_of(ids: Tensor) -> list[Tokens]:
     """Rows of token ids (B, L). Raises: CertifyError for anything else."""
-    if ids.ndim != 2 or ids.dtype not in (torch.int64, torch.int32) or (ids.numel() and int(ids.min()) < 0):
+    if ids.ndim != 2 or ids.dtype not in (torch.int64, torch.int32) or not ids.numel() or int(ids.min()) < 0:
         raise CertifyError(f"expected token ids (B, L) from 0, got {tuple(ids.shape)} of {ids.dtype}")
     return [tuple(row) for row in ids.tolist()]
 
