@@ -119,6 +119,7 @@ class CertifiedRobustness:
         for i, name in enumerate(names):
             curve = curve_of(self.points, name, "a certifier")
             look = {"color": COLOURS[i % 6], "marker": "osD^vP"[i % 6], "linestyle": style_of(curve[0].guarantee)}
+            look["markersize"] = 3 + (len(names) - 1 - i) % 6  # where lines meet, those behind still show
             line(ax, curve, bars=0.008 * wide * (i - (len(names) - 1) / 2), **look)
         return finished(ax, self.norm, height_of([p.guarantee for p in self.points]), self.points[0].n)
 

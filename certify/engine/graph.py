@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -221,7 +222,8 @@ def trace(model: nn.Module | Graph, x: Tensor) -> Graph:
         )
     example = x[:1].detach().expand(BATCH, *x.shape[1:]).clone()
     try:
-        with torch.no_grad():
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "`isinstance.treespec", FutureWarning)  # torch's own, at every trace
             program = torch.export.export(model, (example,), strict=False).run_decompositions(TABLE)
     except Exception as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
