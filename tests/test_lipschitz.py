@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
+import certify
 from adversarial import Spatial, lift
 from adversarial.attacks.gradient import PGD
 from adversarial.threat import Ball, norm_of
@@ -284,6 +285,16 @@ def test_margins_are_those_of_what_the_threat_lies_around(norm, method):
     found = Lipschitz(ball, method)(model, x, torch.tensor([0]))
     assert found.prediction.tolist() == [0] and not found.certified.any() and not found.radius.any()
     assert float(found.margin) <= -0.3
+
+
+@pytest.mark.parametrize(
+    "certifier", [Lipschitz(Ball("l2", 0.1)), certify.CROWN(Ball("l2", 0.1)), certify.WongKolter(Ball("l2", 0.1))]
+)
+def test_half_precision_is_no_proof(certifier):
+    """Bounds in bfloat16 came out above those of exact arithmetic with the same weights."""
+    model, x = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)).bfloat16().eval(), torch.rand(2, 3).bfloat16()
+    with pytest.raises(CertifyError, match=r"float32 or float64 for a proof, got torch\.bfloat16"):
+        certifier(model, x, torch.tensor([0, 1]))
 
 
 def test_nothing_of_a_model_changes():
