@@ -70,7 +70,8 @@ def certify_file(
         method: "auto" takes the tightest that fits `seconds` and says why, or one of `METHODS`; rewrites have one of their own.
         threat: "rewrites" (other SMILES of the same molecule, the default for molecules), or the norm "linf" (the default
             else), "l2" or "l1" of a change of pixels in [0, 1], of samples, of features, or of a token model's embeddings.
-        eps: sizes of the change; for images 0 to 8/255 by default, else there is no usual one.
+        eps: sizes of the change; for images 0 to 8/255 by default, else there is no usual one. 0 is always asked too: the clean
+            accuracy.
         sigma, draws: of smoothing; by default the largest eps (its l2 length for linf) and 10,000.
         rows: the first so many readable rows with a label; a stopped run goes on.
 
@@ -133,7 +134,7 @@ def bounded(
     if method == "smoothing" or (chosen and chosen.method == "Smoothing"):
         once, make = make, lambda ball: Kept(once(ball), out / "draws")
     found = certify.evaluate(
-        module, space.x, space.y, {name: make}, threat=space.ball, eps=space.eps, seed=seed, out=out / "points.json",
+        module, space.x, space.y, {name: make}, threat=space.ball, eps=(0.0, *sizes), seed=seed, out=out / "points.json",
         attacks={"APGD": adversarial.APGD},
     )  # fmt: skip
     save(found.plot(), out / "certify.png")

@@ -222,13 +222,14 @@ def test_smoothing_by_the_command_goes_on(monkeypatch, tmp_path, small):
             return self.model(z)
 
     counting = Counting().eval()
-    space = Space(counting, x, y, Ball("l2", 1.0), (0.0, 0.05), "of the inputs")
+    space = Space(counting, x, y, Ball("l2", 1.0), (0.05,), "of the inputs")
 
     def run(place):
         return certifying.bounded(space, place, "smoothing", None, 2000, 60.0, 0)
 
     points = [{k: v for k, v in p.items() if k != "seconds"} for p in run(tmp_path / "whole").facts["points"]]
     cost = sum(asked)
+    assert [point["eps"] for point in points] == [0.0, 0.05]  # beside the clean accuracy
     counting.left = len(x) * 1000
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path / "stopped")
