@@ -81,21 +81,31 @@ def table(points: Sequence[Measured], head: str, norm: str) -> list[str]:
     return lines
 
 
-def line(ax: Axes, curve: Sequence[Measured], *, broad: bool = False, band: bool = False, **style: Any) -> None:
-    """A curve against eps with a mark at each point; a broad one lies behind the others; `band` is its interval."""
+def line(
+    ax: Axes, curve: Sequence[Measured], *, broad: bool = False, band: bool = False, bars: float | None = None, **style: Any
+) -> None:  # fmt: skip
+    """A curve against eps with a mark at each point; a broad one lies behind the others.
+
+    Its intervals are a `band`, or, of several curves, `bars` so far beside its points.
+    """
     look: dict[str, Any] = {"linewidth": 1.2, "zorder": 3}
     if broad:
         look = {"color": "black", "linewidth": 5.0, "alpha": 0.3, "zorder": 2}
     eps = [point.eps for point in curve]
     look = {"marker": "o", "markersize": 3, "label": curve[0].name} | look | style
     (drawn,) = ax.plot(eps, [point.accuracy for point in curve], **look)
+    low, high = [p.low for p in curve], [p.high for p in curve]
     if band:
-        low, high = [p.low for p in curve], [p.high for p in curve]
-        ax.fill_between(eps, low, high, color=drawn.get_color(), alpha=0.1, linewidth=0)
+        step: Any = "pre" if style.get("drawstyle") == "steps-pre" else None
+        ax.fill_between(eps, low, high, color=drawn.get_color(), alpha=0.1, linewidth=0, step=step)
+    if bars is not None:
+        ax.vlines([e + bars for e in eps], low, high, color=drawn.get_color(), alpha=0.45, linewidth=1)
 
 
-def finished(ax: Axes, norm: str, height: str) -> Axes:
-    """Labels, limits and legend."""
+def finished(ax: Axes, norm: str, height: str, n: int | None = None) -> Axes:
+    """Labels, limits and legend; of how many samples."""
+    if n is not None:
+        ax.set_title(f"n = {n}, with 95 % intervals", fontsize=9, color="#555555", loc="left")
     ax.set_xlabel(f"eps ({norm})")
     ax.set_ylabel(height)
     ax.set_ylim(-0.02, 1.02)

@@ -216,9 +216,13 @@ class Ball:
     def __post_init__(self) -> None:
         if self.norm not in PROJECTIONS:
             raise ThreatError(f"expected a norm among {', '.join(PROJECTIONS)}, got {self.norm!r}")
-        eps = torch.as_tensor(self.eps, dtype=torch.float64)
+        try:
+            eps = torch.as_tensor(self.eps, dtype=torch.float64)
+        except (TypeError, ValueError, RuntimeError):
+            raise ThreatError(f"expected an eps of numbers, got {self.eps!r}") from None
         if not bool((eps >= 0).all()) or not bool((eps > 0).any()):
-            raise ThreatError(f"expected an eps above 0, got {self.eps}")
+            got = self.eps if eps.numel() == 1 else f"{eps.numel()} of which one is {float(eps.flatten().min()):g}"
+            raise ThreatError(f"expected an eps above 0, got {got}")
 
     def around(self, x: Tensor) -> Region:
         if not x.is_floating_point():

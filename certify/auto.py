@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from adversarial.threat import Ball
 from certify.certificate import Certificate
-from certify.checks import check_labels
+from certify.checks import answers, check_labels
 from certify.engine.bounds import Bounds
 from certify.engine.graph import Graph, trace
 from certify.errors import CertifyError
@@ -97,11 +97,12 @@ def choose(
     Raises: CertifyError for labels that are none, no eps above 0, and no input that the model gets right.
     """
     check_labels(x, y)
+    if not isinstance(threat, Ball):
+        raise CertifyError(f"expected a Ball around the inputs themselves, got {type(threat).__name__}")
     sizes = sorted({float(size) for size in eps if size > 0})
     if not sizes:
         raise CertifyError(f"expected an eps above 0, got {list(eps)}")
-    with torch.no_grad():
-        right = torch.cat([model(rows) for rows in x.split(batch_size)]).argmax(1) == y
+    right = answers(model, x, y, batch_size).argmax(1) == y
     rows = right.nonzero()[:, 0][:probe]
     if not len(rows):
         raise CertifyError(

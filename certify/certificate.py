@@ -65,7 +65,8 @@ class Certificate:
     def accuracy_at(self, radius: float) -> Share:
         """The share of inputs predicted rightly whose radius reaches this size, with Wilson's 95 % interval; of an estimate,
         the share whose estimate does. At 0: those with any radius."""
-        return Share.of(self.method, float(radius), int(self.reaches(radius).sum()), len(self))
+        name = titled(self.method, self.guarantee, self.confidence)
+        return Share.of(name, float(radius), int(self.reaches(radius).sum()), len(self))
 
     def reaches(self, radius: float) -> Tensor:
         """Which inputs (B,) have a radius of this size or more; one that is NaN reaches nothing."""
@@ -79,16 +80,18 @@ class Certificate:
         return [self.accuracy_at(radius) for radius in sorted(set(radii))]
 
     def plot(self, radii: Sequence[float] | None = None, ax: Axes | None = None) -> Axes:
-        """The curve, by default at 50 sizes up to the largest finite radius; the band is its interval, dashes say that it
-        is an estimate."""
+        """The curve, a step at each radius (of more than 200, at 200 sizes), which nowhere lies above the share; the band is
+        its interval, dots say that it is an estimate."""
         from reprogram.plot import COLOURS, new_axes
 
         ax = ax or new_axes()
         if radii is None:
-            known = self.radius[self.radius.isfinite()]
-            radii = torch.linspace(0, 1.05 * float(known.max()) if len(known) else 1.0, 50).tolist()
-        line(ax, self.curve(radii), band=True, color=COLOURS[0], marker="", linestyle=style_of(self.guarantee))
-        return finished(ax, getattr(self.threat, "norm", "threat"), height_of([self.guarantee]))
+            known = self.radius[self.radius.isfinite()].double().unique()
+            end = 1.05 * float(known.max()) if len(known) else 1.0
+            radii = [0.0, *(known if len(known) <= 200 else torch.linspace(0, end, 200)).tolist(), end]
+        look = {"color": COLOURS[0], "marker": "", "linestyle": style_of(self.guarantee), "drawstyle": "steps-pre"}
+        line(ax, self.curve(radii), band=True, **look)
+        return finished(ax, getattr(self.threat, "norm", "threat"), height_of([self.guarantee]), len(self))
 
     def summary(self) -> str:
         """What was shown and how sure it is, in a sentence or two; an estimate is called nothing else."""
@@ -176,10 +179,20 @@ def style_of(guarantee: Guarantee) -> str:
     return {"deterministic": "-", "probabilistic": "-.", "estimate": ":"}[guarantee]
 
 
+def titled(method: str, guarantee: Guarantee, confidence: float | None) -> str:
+    """A method's name with how sure it is, for a table or a legend."""
+    return {
+        "deterministic": method, "probabilistic": f"{method} (confidence {confidence})",
+        "estimate": f"{method} (an estimate, no proof)",
+    }[guarantee]  # fmt: skip
+
+
 def height_of(guarantees: Sequence[Guarantee]) -> str:
     """What the upright axis says: an estimate is not called certified."""
     kinds = set(guarantees)
-    return "estimated accuracy" if kinds == {"estimate"} else "certified accuracy"
+    if kinds == {"estimate"}:
+        return "estimated accuracy"
+    return "certified or estimated accuracy" if "estimate" in kinds else "certified accuracy"
 
 
 def proof(certifier: Any, logits: Tensor, y: Tensor, margins: Tensor, radius: Tensor, eps: Tensor) -> Certificate:

@@ -260,7 +260,9 @@ def refuses(certifier: Certifier, model: nn.Module, x: Tensor, y: Tensor) -> Non
         "no input": (model, x[:0], y[:0]), "labels of another length": (model, x, y[:-1]),
         "labels that are no whole numbers": (model, x, y.double()), "a label above the classes": (model, x, y + count),
         "a negative label": (model, x, y - count - 1), "inputs that are NaN": (model, x * math.nan, y),
-        "whole numbers for inputs": (model, x.long(), y),
+        "whole numbers for inputs": (model, x.long(), y), "labels in a list": (model, x, y.tolist()),
+        "inputs of another width": (model, x[..., :-1], y), "inputs of another precision": (model, x.bfloat16(), y),
+        "a model that returns a tuple": (Tupled(model).eval(), x, y),
     }  # fmt: skip
     for what, call in wrong.items():
         refused(certifier, call, what)
@@ -271,7 +273,18 @@ def refuses(certifier: Certifier, model: nn.Module, x: Tensor, y: Tensor) -> Non
         model.eval()
 
 
-def refused(certifier: Certifier, call: tuple[nn.Module, Tensor, Tensor], what: str) -> None:
+class Tupled(nn.Module):
+    """A model that returns its logits in a tuple."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> tuple[Tensor]:
+        return (self.model(x),)
+
+
+def refused(certifier: Certifier, call: tuple[nn.Module, Tensor, Any], what: str) -> None:
     try:
         certifier(*call)
     except (CertifyError, ThreatError) as error:

@@ -18,7 +18,7 @@ from adversarial.evaluate import WORST, Robustness, wrong
 from adversarial.marks import mark_of
 from adversarial.shares import curve_of, finished, line, names_of, table, wilson
 from adversarial.threat import Ball
-from certify.certificate import Certificate, Certifier, Guarantee, height_of, style_of
+from certify.certificate import Certificate, Certifier, Guarantee, height_of, style_of, titled
 from certify.checks import check_labels
 from certify.errors import CertifyError
 from reprogram.files import atomic_file
@@ -34,7 +34,7 @@ class CertifiedPoint:
     """What one certifier says at one eps: `accuracy` is the share of n inputs that are predicted rightly and certified, or,
     where `guarantee` is "estimate", estimated to hold; `low` to `high` is Wilson's 95 % interval over inputs.
 
-    certified: of each input. seconds: at this eps alone.
+    held: whether each input counts. seconds: at this eps alone.
     """
 
     method: str
@@ -46,14 +46,11 @@ class CertifiedPoint:
     guarantee: Guarantee
     confidence: float | None
     seconds: float
-    certified: tuple[bool, ...]
+    held: tuple[bool, ...]
 
     @property
     def name(self) -> str:
-        return {
-            "deterministic": self.method, "probabilistic": f"{self.method} (confidence {self.confidence})",
-            "estimate": f"{self.method} (an estimate, no proof)",
-        }[self.guarantee]  # fmt: skip
+        return titled(self.method, self.guarantee, self.confidence)
 
 
 @dataclass(frozen=True)
@@ -80,7 +77,7 @@ class CertifiedRobustness:
             (point.method, point.eps, row)
             for point in self.points
             if point.guarantee == "deterministic" and point.eps in broken
-            for row, (held, lost) in enumerate(zip(point.certified, broken[point.eps], strict=True))
+            for row, (held, lost) in enumerate(zip(point.held, broken[point.eps], strict=True))
             if held and lost
         ]
 
@@ -91,14 +88,14 @@ class CertifiedRobustness:
     @classmethod
     def from_json(cls, path: str | Path) -> CertifiedRobustness:
         facts = json.loads(Path(path).read_text())
-        points = tuple(CertifiedPoint(**p | {"certified": tuple(p["certified"])}) for p in facts["points"])
+        points = tuple(CertifiedPoint(**p | {"held": tuple(p["held"])}) for p in facts["points"])
         attacked = facts["attacked"] and Robustness.from_dict(facts["attacked"])
         return cls(facts["norm"], points, attacked, facts["mark"])
 
     def to_markdown(self) -> str:
         """A line per certifier, the accuracy under attack last, a column per eps."""
         bound = [replace(p, attack=f"under attack ({WORST})") for p in self.attacked.curve()] if self.attacked else []
-        lines = table([*self.points, *bound], "certified accuracy", self.norm)
+        lines = table([*self.points, *bound], height_of([point.guarantee for point in self.points]), self.norm)
         note = f"n = {self.points[0].n}, 95 % intervals (Wilson) over samples"
         against = self.contradictions()
         if against:
@@ -118,10 +115,13 @@ class CertifiedRobustness:
         ax = ax or new_axes()
         if self.attacked:
             line(ax, self.attacked.curve(), broad=True, label="under attack")
-        for i, name in enumerate(names_of(self.points)):
+        names, wide = names_of(self.points), max(point.eps for point in self.points)
+        for i, name in enumerate(names):
             curve = curve_of(self.points, name, "a certifier")
-            line(ax, curve, band=True, color=COLOURS[i % 6], linestyle=style_of(curve[0].guarantee))
-        return finished(ax, self.norm, height_of([point.guarantee for point in self.points]))
+            look = {"color": COLOURS[i % 6], "marker": "osD^vP"[i % 6], "linestyle": style_of(curve[0].guarantee)}
+            look["markersize"] = 3 + (len(names) - 1 - i) % 6  # where lines meet, those behind still show
+            line(ax, curve, bars=0.008 * wide * (i - (len(names) - 1) / 2), **look)
+        return finished(ax, self.norm, height_of([p.guarantee for p in self.points]), self.points[0].n)
 
 
 def evaluate(
@@ -216,7 +216,7 @@ class Asked:
         """A proof's point below `last`, whose inputs it covers."""
         if size == 0:
             return self.point(size, last, clean, 0.0)
-        held, seconds = torch.tensor(last.certified, device=clean.device), 0.0
+        held, seconds = torch.tensor(last.held, device=clean.device), 0.0
         rows = (clean & ~held).nonzero()[:, 0]
         if len(rows):
             found, seconds = self.certificate(size, rows)
@@ -249,10 +249,11 @@ def narrowed(threat: Any, rows: Tensor, x: Tensor) -> Any:
         return threat
 
     def own(value: Any) -> Any:
-        each = isinstance(value, Tensor) and value.ndim == x.ndim and len(value) == len(x) > 1
-        return value[rows] if each else value
+        found = value if value is None else torch.as_tensor(value, device=x.device)  # an array or a list is one as well
+        return found[rows] if found is not None and found.ndim == x.ndim and len(found) == len(x) > 1 else value
 
-    eps = threat.eps[rows] if isinstance(threat.eps, Tensor) and threat.eps.shape == (len(x),) else own(threat.eps)
+    sizes = torch.as_tensor(threat.eps, device=x.device)
+    eps = sizes[rows] if sizes.shape == (len(x),) else own(threat.eps)
     return replace(threat, eps=eps, low=own(threat.low), high=own(threat.high), mask=own(threat.mask))
 
 
@@ -260,7 +261,12 @@ def kept(out: str | Path | None, mark: str) -> tuple[CertifiedPoint, ...]:
     """Points of a run that was stopped."""
     if out is None or not Path(out).is_file():
         return ()
-    before = CertifiedRobustness.from_json(out)
+    try:
+        before = CertifiedRobustness.from_json(out)
+    except (ValueError, TypeError, KeyError) as error:
+        raise CertifyError(
+            f"expected a stopped evaluation in {out}, got something else; choose another file"
+        ) from error
     if before.mark != mark:
         raise ValueError(
             f"expected the evaluation that {out} was begun with, got another model, data, threat or other certifiers; "

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor, nn
 
 import adversarial
 import certify
@@ -29,6 +30,21 @@ METHODS: dict[str, Callable[[Any], certify.Certifier]] = {
     "clever": CLEVER,
 }  # fmt: skip
 METHODS.pop("alphacrown")
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A smoothing that goes on from what a stopped run of it left in a folder."""
+
+    smoothing: Smoothing
+    folder: Path
+
+    @property
+    def threat(self) -> Any:
+        return self.smoothing.threat
+
+    def __call__(self, model: nn.Module, x: Tensor, y: Tensor, *, batch_size: int = 64) -> certify.Certificate:
+        return self.smoothing(model, x, y, batch_size=batch_size, checkpoint=self.folder)
 
 
 @dataclass(frozen=True)
@@ -54,19 +70,19 @@ def certify_file(
         method: "auto" takes the tightest that fits `seconds` and says why, or one of `METHODS`; rewrites have one of their own.
         threat: "rewrites" (other SMILES of the same molecule, the default for molecules), or the norm "linf" (the default
             else), "l2" or "l1" of a change of pixels in [0, 1], of samples, of features, or of a token model's embeddings.
-        eps: sizes of the change; for images 0 to 8/255 by default, else there is no usual one.
+        eps: sizes of the change; for images 0 to 8/255 by default, else there is no usual one. 0 is always asked too: the clean
+            accuracy.
         sigma, draws: of smoothing; by default the largest eps (its l2 length for linf) and 10,000.
         rows: the first so many readable rows with a label; a stopped run goes on.
 
-    Raises: DataError for an unknown threat or method, a missing eps, a norm for a model that predicts no classes; CertifyError for
-    what has no bound.
+    Raises: DataError for an unknown threat or method, options that the method or the threat does not have, a missing eps, a
+    norm for a model that predicts no classes; CertifyError for what has no bound.
     """
     accelerator, place = accelerator or default_accelerator(), Path(out)
     check_place(place)
     task = labelled(folder, data, rows=rows, input=input, target=target, accelerator=accelerator)
     threat = task.threat(threat)
-    if method not in (AUTO, *METHODS):
-        raise DataError(f"expected a method among {AUTO}, {', '.join(METHODS)}, got {method}")
+    check_options(method, threat, eps, sigma, draws)
     found = Certified(place, "", {}, False)
     if accelerator.is_main_process:
         if threat == REWRITES:
@@ -76,6 +92,22 @@ def certify_file(
         write(found)
     accelerator.wait_for_everyone()
     return found
+
+
+def check_options(method: str, threat: str, eps: Sequence[float], sigma: float | None, draws: int | None) -> None:
+    """Raise DataError for a method that does not exist, and for an option that would be passed over."""
+    if method not in (AUTO, *METHODS):
+        raise DataError(f"expected a method among {AUTO}, {', '.join(METHODS)}, got {method}")
+    if threat == REWRITES and (method != AUTO or eps):
+        raise DataError(
+            f"expected neither method nor eps for {REWRITES}, which have a method of their own, got "
+            f"{method if method != AUTO else list(eps)}; for changes of embeddings give a threat such as linf"
+        )
+    given = " and ".join(name for name, value in (("sigma", sigma), ("draws", draws)) if value is not None)
+    if given and method != "smoothing":
+        raise DataError(f"expected {given} with method smoothing alone, got method {method}; add --method smoothing")
+    if any(not 0 <= size < float("inf") for size in eps):
+        raise DataError(f"expected eps of 0 or more, got {list(eps)}")
 
 
 def bounded(
@@ -94,13 +126,15 @@ def bounded(
         name, make = chosen.name, chosen.make
     elif method == "smoothing":
         length = sizes[-1] * (float(space.x[0].numel()) ** 0.5 if space.ball.norm == "linf" else 1.0)
-        options = {"sigma": sigma or length, "n": draws or 10_000, "seed": seed}
+        options = {"sigma": length if sigma is None else sigma, "n": draws or 10_000, "seed": seed}
         options["noise"] = "uniform" if space.ball.norm == "l1" else "gaussian"
         name, make = f"Smoothing (sigma {options['sigma']:.3g}, {options['n']} draws)", partial(Smoothing, **options)
     else:
         name, make = method, METHODS[method]
+    if method == "smoothing" or (chosen and chosen.method == "Smoothing"):
+        once, make = make, lambda ball: Kept(once(ball), out / "draws")
     found = certify.evaluate(
-        module, space.x, space.y, {name: make}, threat=space.ball, eps=space.eps, seed=seed, out=out / "points.json",
+        module, space.x, space.y, {name: make}, threat=space.ball, eps=(0.0, *sizes), seed=seed, out=out / "points.json",
         attacks={"APGD": adversarial.APGD},
     )  # fmt: skip
     save(found.plot(), out / "certify.png")
@@ -108,7 +142,7 @@ def bounded(
     text = "\n".join(
         [f"Changes {space.where}, norm {space.ball.norm}.", "", *why, found.to_markdown(), "", meaning(found)]
     )
-    points = [{k: v for k, v in asdict(point).items() if k != "certified"} for point in found.points]
+    points = [{k: v for k, v in asdict(point).items() if k != "held"} for point in found.points]
     attacked = [{k: v for k, v in asdict(p).items() if k != "broken"} for p in found.attacked.curve()]  # type: ignore[union-attr]
     facts = {"threat": space.ball.norm, "where": space.where, "n": len(space.y), "seed": seed, "method": name}
     facts |= {"choice": {"reason": chosen.reason, "trials": [asdict(t) for t in chosen.trials]} if chosen else None}
@@ -118,8 +152,11 @@ def bounded(
 def choice(space: Space, path: Path, seconds: float, seed: int) -> certify.Choice:
     """The choice of a run that was stopped, which the clock might make otherwise now, or a new one."""
     mark = mark_of(space.module, space.x, space.y, space.ball, space.eps, seconds, seed)
-    known = json.loads(path.read_text()) if path.is_file() else {}
-    if known.get("mark") == mark:
+    try:
+        known = json.loads(path.read_text()) if path.is_file() else {}
+    except ValueError:  # not a choice of ours
+        known = {}
+    if isinstance(known, dict) and known.get("mark") == mark:
         return certify.Choice.from_dict(known["choice"])
     found = certify.choose(space.module, space.x, space.y, space.ball, space.eps, seconds=seconds, seed=seed)
     with atomic_file(path) as writing:
@@ -131,7 +168,7 @@ def meaning(found: certify.CertifiedRobustness) -> str:
     """What the numbers promise."""
     point = found.points[0]
     if point.guarantee == "deterministic":
-        nothing = all(not any(p.certified) for p in found.points if p.eps > 0)
+        nothing = all(not any(p.held) for p in found.points if p.eps > 0)
         vacuous = (
             " Here the bounds are vacuous: nothing is proven at any eps; take --method smoothing." if nothing else ""
         )
@@ -163,10 +200,10 @@ def rewritten(task: Labelled, out: Path, seed: int) -> Certified:
             "certified": found.certified.tolist(),
         }
         lines = [
-            f"The majority over random SMILES of a molecule is right, and shown to be the majority over all SMILES of it, for "
-            f"{int(found.certified.sum())} of {share.n} molecules ({share.accuracy:.3f}, 95 % interval {share.low:.3f} to "
+            f"The class that most random SMILES of a molecule get, the same for every SMILES of it, is right, and shown to be that "
+            f"of more than half of all such draws, for {int(found.certified.sum())} of {share.n} molecules ({share.accuracy:.3f}, 95 % interval {share.low:.3f} to "
             f"{share.high:.3f}); each statement holds with probability {found.confidence} or more.",
-            "It speaks of the majority, which has to be deployed in the model's place, not of the model's answer to one text.",
+            "It speaks of this majority, which has to be deployed in the model's place, not of the model's answer to one text.",
         ]
     else:
         middle = smoothed.median(readings, task.inputs)

@@ -46,7 +46,8 @@ def test_a_curve_counts_radii_and_falls():
     assert (shares[0].low, shares[0].high, shares[0].n) == (low, high, 4)
     assert certificate(radius=torch.tensor([NAN, 0.0, INF, 1.0])).accuracy_at(2.0).accuracy == 0.25
     assert certificate().plot().get_ylabel() == "certified accuracy"
-    assert certificate("estimate").plot((0.0, 0.1)).get_ylabel() == "estimated accuracy"
+    guess = certificate("estimate").plot((0.0, 0.1))
+    assert guess.get_ylabel() == "estimated accuracy" and "no proof" in guess.get_legend().get_texts()[0].get_text()
 
 
 def test_the_sentence_says_how_sure_it_is():
@@ -90,7 +91,7 @@ def test_what_is_certified_lies_below_what_attacks_leave(small, tmp_path):
         assert all(share <= bound for share, bound in zip(shares, attacked, strict=True))
         for size, point in zip(eps, found.curve(name), strict=True):
             direct = makers[name](Ball("linf", size))(model, x, y).certified if size else model(x).argmax(1) == y
-            assert point.certified == tuple(direct.tolist())
+            assert point.held == tuple(direct.tolist())
     assert found.contradictions() == [] and "no proof stands against an example" in found.to_markdown()
     found.to_json(tmp_path / "all.json")
     assert certify.CertifiedRobustness.from_json(tmp_path / "all.json") == found
@@ -118,7 +119,7 @@ class Read:
 @pytest.mark.parametrize(
     ("guarantee", "name"), [("probabilistic", "confidence 0.99"), ("estimate", "an estimate, no proof")]
 )
-def test_radii_are_read_off_one_run(small, guarantee, name):
+def test_radii_are_read_off_one_run(small, tmp_path, guarantee, name):
     model, x, y = small
     asked = []
 
@@ -130,9 +131,16 @@ def test_radii_are_read_off_one_run(small, guarantee, name):
     found = certify.evaluate(model, x, y, {"R": make}, threat=ball, eps=eps, attacks={}, progress=False)
     right = model(x).argmax(1) == y
     expected = [right, right & (x[:, 0] >= 0.2), right & (x[:, 0] >= 0.5)]
-    assert [p.certified for p in found.curve("R")] == [tuple(rows.tolist()) for rows in expected]
+    assert [p.held for p in found.curve("R")] == [tuple(rows.tolist()) for rows in expected]
     assert asked == [0.05, 0.05]  # for the mark, and once in earnest
     assert name in found.to_markdown() and found.attacked is None and found.contradictions() == []
+    found.to_json(tmp_path / "points.json")
+    if guarantee == "estimate":  # which is called certified nowhere
+        assert "certified" not in found.to_markdown() + (tmp_path / "points.json").read_text()
+    mixed = certify.evaluate(model, x, y, {"R": make, "C": CROWN}, threat=ball, eps=eps, attacks={}, progress=False)
+    assert (
+        mixed.plot().get_ylabel().startswith("certified or estimated" if guarantee == "estimate" else "certified acc")
+    )
 
 
 def test_a_wrong_proof_is_told(small):
@@ -141,7 +149,7 @@ def test_a_wrong_proof_is_told(small):
         model, x, y, {"liar": partial(Read, guarantee="deterministic")}, threat=Ball("l2", 1.0), eps=(0.05, 0.099),
         attacks={"PGD": PGD}, progress=False,
     )  # fmt: skip
-    lies = tuple(replace(p, certified=(True,) * len(x)) for p in found.points)
+    lies = tuple(replace(p, held=(True,) * len(x)) for p in found.points)
     wrong = replace(found, points=lies)
     assert len(wrong.contradictions()) >= 1 and "WRONG" in wrong.to_markdown()
 
@@ -165,7 +173,7 @@ def test_a_stopped_evaluation_goes_on(small, tmp_path):
         run(out=out)
     found = run(out=out)
     assert asked == [0.05, 0.01, 0.01]
-    assert [p.certified for p in found.points] == [p.certified for p in run().points]
+    assert [p.held for p in found.points] == [p.held for p in run().points]
     again = run(out=out)
     assert again == found and len(asked) == 5
     with pytest.raises(ValueError, match="another model, data"):
@@ -179,12 +187,15 @@ def test_bounds_of_some_rows(small):
     ball = Ball("linf", 1.0, low=x - 0.1, high=None, mask=mask)
     found = certify.evaluate(model, x, y, {"C": CROWN}, threat=ball, eps=(0.02, 0.08), attacks={}, progress=False)
     for point in found.points:
-        assert point.certified == tuple(CROWN(replace(ball, eps=point.eps))(model, x, y).certified.tolist())
+        assert point.held == tuple(CROWN(replace(ball, eps=point.eps))(model, x, y).certified.tolist())
     some = narrowed(replace(ball, eps=torch.arange(1.0, 41.0)), torch.tensor([3, 1]), x)
     assert some.eps.tolist() == [4.0, 2.0] and torch.equal(some.low, (x - 0.1)[[3, 1]])
+    arrays = replace(ball, eps=list(range(1, 41)), low=(x - 0.1).numpy(), mask=mask.numpy())
+    same = narrowed(arrays, torch.tensor([3, 1]), x)
+    assert same.eps.tolist() == [4, 2] and torch.equal(same.low, some.low) and same.mask.shape == some.mask.shape
 
 
-def test_what_does_not_fit(small):
+def test_what_does_not_fit(small, tmp_path):
     model, x, y = small
     ball = Ball("linf", 0.1)
     for makers, eps in (({}, (0.1,)), ({"C": CROWN}, ()), ({"C": CROWN}, (-0.1, 0.1)), ({"C": CROWN}, (0.0,))):
@@ -192,3 +203,6 @@ def test_what_does_not_fit(small):
             certify.evaluate(model, x, y, makers, threat=ball, eps=eps)
     with pytest.raises(CertifyError, match="at least one input"):
         certify.evaluate(model, x[:0], y[:0], {"C": CROWN}, threat=ball, eps=(0.1,))
+    with pytest.raises(CertifyError, match=r"a stopped evaluation in .*, got something else"):
+        (tmp_path / "points.json").write_text('{"norm": 1')
+        certify.evaluate(model, x, y, {"C": CROWN}, threat=ball, eps=(0.1,), out=tmp_path / "points.json")

@@ -175,3 +175,65 @@ def test_an_error_is_one_sentence(pictures, tmp_path):
     ):
         done = CliRunner().invoke(app, [*arguments, *options])
         assert done.exit_code == 2 and says in done.stderr and done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [(["--method", "crown"], "neither method nor eps for rewrites"), (["--eps", "0.1"], "neither method nor eps for rewrites"),
+     (["--threat", "l2", "--eps", "0.1", "--sigma", "0.1"], "sigma with method smoothing alone, got method auto"),
+     (["--threat", "l2", "--eps", "0.1", "--method", "ibp", "--draws", "99"], "draws with method smoothing alone"),
+     (["--threat", "l2", "--eps", "0.1", "--method", "smoothing", "--sigma", "0"], "a sigma above 0"),
+     (["--threat", "l2", "--eps", "nan"], "eps of 0 or more"), (["--threat", "l2", "--eps", "-1", "--eps", "0.1"], "eps of 0 or more")],
+)  # fmt: skip
+def test_no_option_is_passed_over(molecules, tmp_path, options, says):
+    place = [
+        str(molecules / "classification"),
+        "--data",
+        str(molecules / "data.csv"),
+        "--out",
+        str(tmp_path),
+        "--rows",
+        "1",
+    ]
+    done = CliRunner().invoke(app, ["certify", *place, *options])
+    assert done.exit_code == 2 and says in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_smoothing_by_the_command_goes_on(monkeypatch, tmp_path, small):
+    """A stopped run has its draws in the folder of results, and comes to the numbers of one that was not stopped."""
+    from certify.randomised import sampling
+    from tasks import certifying
+    from tasks.threatened import Space
+
+    monkeypatch.setattr(sampling, "SECONDS", 0.0)
+    model, x, y = small
+    asked = []
+
+    class Counting(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.model, self.left = model, float("inf")
+
+        def forward(self, z):
+            asked.append(len(z))
+            self.left -= len(z)
+            if self.left < 0:
+                raise KeyboardInterrupt
+            return self.model(z)
+
+    counting = Counting().eval()
+    space = Space(counting, x, y, Ball("l2", 1.0), (0.05,), "of the inputs")
+
+    def run(place):
+        return certifying.bounded(space, place, "smoothing", None, 2000, 60.0, 0)
+
+    points = [{k: v for k, v in p.items() if k != "seconds"} for p in run(tmp_path / "whole").facts["points"]]
+    cost = sum(asked)
+    assert [point["eps"] for point in points] == [0.0, 0.05]  # beside the clean accuracy
+    counting.left = len(x) * 1000
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "stopped")
+    asked.clear()
+    counting.left = float("inf")
+    again = [{k: v for k, v in p.items() if k != "seconds"} for p in run(tmp_path / "stopped").facts["points"]]
+    assert again == points and sum(asked) < 0.8 * cost

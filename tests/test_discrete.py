@@ -138,6 +138,25 @@ class Spread(nn.Module):
         return nn.functional.one_hot(torch.where(kept < 5, 0, kept), 10).float()
 
 
+def test_a_wrong_prediction_has_no_radius():
+    """Curves count radii: one of a wrong class would be counted as certified."""
+    x, y = rows()
+    found = Ablation(Ball("l0", 1), 3, 100, 2000)(Shown().eval(), x, 1 - y)
+    assert found.prediction[:2].tolist() == [0, 1] and not found.radius.any() and not found.certified.any()
+    assert found.accuracy_at(1.0).accuracy == 0
+
+
+def test_ablations_are_of_what_the_threat_lies_around():
+    """An input may be a little outside the bounds; the changed ones are around where the bounds moved it."""
+
+    class Steep(nn.Module):
+        def forward(self, x):
+            return torch.stack([0 * x[:, 0], (x[:, :8] - 1).sum(1) * 1e6 - 1e-3], 1)  # class 1 above the bounds alone
+
+    found = Ablation(Ball("l0", 1), 3, 20, 200)(Steep().eval(), torch.full((1, 8), 1 + 5e-6), torch.tensor([0]))
+    assert found.prediction.tolist() == [0] and found.radius.tolist() == [1.0]
+
+
 def test_bounds_of_all_classes_reach_farther_where_votes_are_spread():
     x, y = torch.rand(1, 10), torch.tensor([0])
     top, both = (
@@ -167,6 +186,7 @@ def test_bad_input_of_ablation():
     ball = Ball("l0", 1)
     for make, says in (
         (lambda: Ablation(Ball("linf", 0.1), 3), "an l0 ball, got linf"),
+        (lambda: Ablation(Synonyms({}), 3), "an l0 ball, got Synonyms"),
         (lambda: Ablation(ball, 0), "at least one place to keep"),
         (lambda: Ablation(ball, 3, alpha=1.5), "alpha between 0 and 1"),
         (lambda: Ablation(ball, 3, n=0), "at least one draw"),
@@ -234,7 +254,9 @@ def test_no_substitution_within_the_exact_radius_changes_the_vote(neighbours):
         drawn = torch.tensor(list(product(*(sorted(safer.near(token)) for token in text))))
         return torch.bincount(model(drawn).argmax(1), minlength=2) / len(drawn)
 
-    found = safer(model, TEXTS, model(TEXTS).argmax(1), batch_size=512)
+    named = safer(model, TEXTS, model(TEXTS).argmax(1), batch_size=512).prediction
+    found = safer(model, TEXTS, named.clamp_min(0), batch_size=512)  # a class that is not the label's has no radius
+    assert torch.equal(found.prediction, named)
     for row, text in enumerate(map(tuple, TEXTS.tolist())):
         p, top = vote(text).max(0)
         exact = safer.radius(text, float(2 * p - 1) - 1e-6)
@@ -258,6 +280,7 @@ def test_overlaps_and_bad_input_of_substitutions():
         (lambda: Enumeration(Synonyms(WORDS), 5)(model, TEXTS, y), "at most 5 texts for a row, got 72 for row 0"),
         (lambda: Enumeration(Synonyms(WORDS))(model, TEXTS.float(), y), r"token ids \(B, L\) from 0"),
         (lambda: SAFER(Synonyms(WORDS))(model, TEXTS - 1, y), "token ids"),
+        (lambda: SAFER(Synonyms(WORDS))(model, TEXTS[:, :0], y), "token ids"),
         (lambda: SAFER(Synonyms(WORDS), n=3), "show a majority"),
         (lambda: SAFER(Synonyms(WORDS), bounds="most"), '"top" or "both"'),
         (lambda: SAFER(Synonyms(WORDS), n=20)(model, TEXTS, y + 2), "labels from 0 to 1"),
@@ -339,6 +362,10 @@ def test_bad_input_of_rewriting():
         (lambda: RewriteSmoothing(LETTERS)(first_letter, [], y[:0]), "at least one text"),
         (lambda: RewriteSmoothing(LETTERS)(first_letter, ["ab"], y + 5), "labels from 0 to 1"),
         (lambda: RewriteSmoothing(LETTERS)(first_letter, ["ab", "b"], y), "a label for each of 2 texts"),
+        (lambda: RewriteSmoothing(LETTERS)(first_letter, ["ab"], y.double()), "a whole number, got .*float64"),
+        (lambda: RewriteSmoothing(LETTERS)(first_letter, ["ab"], [0]), "a whole number, got a list"),
+        (lambda: RewriteSmoothing(LETTERS)(first_letter, "ab", torch.tensor([0, 0])), "text in a list, got 'ab'"),
+        (lambda: RewriteSmoothing(LETTERS)(lambda texts: [0.0], ["ab"], y), "outputs as a tensor, got a list"),
         (lambda: RewriteSmoothing(LETTERS, n=5, alpha=0.05).median(place_of_b, ["ab"]), "enough draws for a median"),
         (lambda: RewriteSmoothing(LETTERS)(lambda texts: torch.zeros(1), ["ab"], y), r"outputs \(\d+, T\)"),
     ):

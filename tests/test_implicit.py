@@ -166,3 +166,33 @@ def test_what_is_no_contraction_is_said_in_one_sentence():
             certifier(NEMON(5, 4, 3), x, y)
     with pytest.raises(CertifyError, match="a Ball in linf, l2 or l1"):
         ImplicitLipschitz(Ball("l0", 2))(NEMON(5, 4, 3).eval(), x, y)
+
+
+def test_radii_are_around_where_the_bounds_move_an_input():
+    """A little above its bounds an input may have another margin than where they move it."""
+    model = wild(3, spread=0.3)
+    with torch.no_grad():
+        model.input.weight.mul_(1e6)
+    x, y = torch.full((1, 5), 1 + 8e-6, dtype=torch.float64), torch.tensor([0])
+    ball = Ball("linf", 1e-9)
+    with torch.no_grad():
+        logits = model(x.clamp(max=1))
+    apart = (logits - model(x)).abs().max()
+    found = ImplicitLipschitz(ball)(model, x, y)
+    assert apart > 1e-3 and float(found.margin) <= float(logits[0, 0] - logits[0, 1:].max())
+
+
+@pytest.mark.parametrize("certifier", [MixedMonotone, ImplicitLipschitz])
+def test_numbers_without_an_end_certify_nothing(certifier):
+    model, x, y = wild(0), torch.rand(3, 5, dtype=torch.float64), torch.tensor([0, 1, 2])
+    for value in (math.inf, math.nan):
+        with torch.no_grad():
+            model.input.weight[0, 0] = value
+        assert not certifier(Ball("linf", 0.01))(model, x, y).certified.any()
+
+
+def test_a_matrix_that_rounding_took_out_of_its_bounds_is_refused():
+    model = NEMON(3, 4, 2, m=0.5).eval()
+    model.matrix = lambda: torch.eye(4) + 1e-3  # mu is 1.004
+    with pytest.raises(CertifyError, match=r"a matrix with a mu below 1, got 1\.00"):
+        MixedMonotone(Ball("linf", 0.1))(model, torch.rand(2, 3), torch.tensor([0, 1]))

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
+import certify
 from adversarial import Spatial, lift
 from adversarial.attacks.gradient import PGD
 from adversarial.threat import Ball, norm_of
@@ -269,6 +270,31 @@ def test_slopes_hold_what_is_between(name):
     for share in torch.linspace(0, 1, 101, dtype=torch.float64):
         slope = curve.df(low + share * (high - low))
         assert bool(((least - 1e-9 <= slope) & (slope <= most + 1e-9)).all())
+
+
+@pytest.mark.parametrize(
+    ("norm", "method"), [("linf", "product"), ("l1", "local"), ("l2", "lipsdp-neuron"), ("linf", "lipopt")]
+)
+def test_margins_are_those_of_what_the_threat_lies_around(norm, method):
+    """An input may be a little above its bounds; a steep model has another margin where they move it."""
+    model = nn.Sequential(nn.Linear(3, 2)).double().eval()
+    with torch.no_grad():
+        model[0].weight.copy_(torch.tensor([[1e5, 0.0, 0.0], [0.0, 0.0, 0.0]]))
+        model[0].bias.copy_(torch.tensor([-1e5, 0.3]))
+    x, ball = torch.tensor([[1 + 8e-6, 0.5, 0.5]], dtype=torch.float64), Ball(norm, 1e-7)
+    found = Lipschitz(ball, method)(model, x, torch.tensor([0]))
+    assert found.prediction.tolist() == [0] and not found.certified.any() and not found.radius.any()
+    assert float(found.margin) <= -0.3
+
+
+@pytest.mark.parametrize(
+    "certifier", [Lipschitz(Ball("l2", 0.1)), certify.CROWN(Ball("l2", 0.1)), certify.WongKolter(Ball("l2", 0.1))]
+)
+def test_half_precision_is_no_proof(certifier):
+    """Bounds in bfloat16 came out above those of exact arithmetic with the same weights."""
+    model, x = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)).bfloat16().eval(), torch.rand(2, 3).bfloat16()
+    with pytest.raises(CertifyError, match=r"float32 or float64 for a proof, got torch\.bfloat16"):
+        certifier(model, x, torch.tensor([0, 1]))
 
 
 def test_nothing_of_a_model_changes():

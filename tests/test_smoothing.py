@@ -228,6 +228,9 @@ def test_a_stopped_run_goes_on(tmp_path, monkeypatch, until):
     assert model.rows <= 1  # nothing is left to do
     with pytest.raises(CertifyError, match="choose another folder"):
         smoothing(model, x, 1 - y, checkpoint=tmp_path / "run", **QUIET)
+    (tmp_path / "run" / "smoothing.safetensors").write_bytes(b"half")
+    with pytest.raises(CertifyError, match="a damaged file; delete it"):
+        smoothing(model, x, y, checkpoint=tmp_path / "run", **QUIET)
 
 
 def test_only_free_features_count_for_linf():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -191,7 +192,9 @@ class Graph:
 
 
 def check_still(model: nn.Module) -> None:
-    """Raise CertifyError for a model whose answers change from call to call."""
+    """Raise CertifyError for a model whose answers change from call to call, and for what is no module."""
+    if not isinstance(model, nn.Module):
+        raise CertifyError(f"expected a torch.nn.Module, got a {type(model).__name__}; call it in a module's forward")
     if model.training:
         raise CertifyError("expected a model in evaluation mode, got one in training; call model.eval() first")
     lively = next((name for name, module in model.named_modules() if module.training), None)
@@ -201,14 +204,22 @@ def check_still(model: nn.Module) -> None:
         )
 
 
+def check_precision(x: Tensor) -> None:
+    """Raise CertifyError for half precision, whose rounding is no small part of a bound."""
+    if x.dtype in (torch.float16, torch.bfloat16):
+        raise CertifyError(
+            f"expected inputs of float32 or float64 for a proof, got {x.dtype}; take model.float() and x.float()"
+        )
+
+
 def trace(model: nn.Module | Graph, x: Tensor) -> Graph:
     """The operations of a model at inputs like x (B, …).
 
     Certifiers trace by themselves; the result can stand in the model's place for all of them, so that many threats
     cost one trace. Weights are folded into it: trace again after training.
 
-    Raises: CertifyError for a model in training, for one that `torch.export` cannot follow, and for one that mixes
-    the samples of a batch.
+    Raises: CertifyError for a model in training, for inputs of half precision, for a model that `torch.export` cannot
+    follow, and for one that mixes the samples of a batch.
     """
     if isinstance(model, Graph):
         return model
@@ -217,9 +228,11 @@ def trace(model: nn.Module | Graph, x: Tensor) -> Graph:
         raise CertifyError(
             f"expected inputs of floating point, got {x.dtype}; a token model is certified on its embeddings"
         )
+    check_precision(x)
     example = x[:1].detach().expand(BATCH, *x.shape[1:]).clone()
     try:
-        with torch.no_grad():
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "`isinstance.treespec", FutureWarning)  # torch's own, at every trace
             program = torch.export.export(model, (example,), strict=False).run_decompositions(TABLE)
     except Exception as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

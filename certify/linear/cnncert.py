@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from adversarial.streams import Streams
 from adversarial.threat import Ball, Region
 from certify.certificate import Certificate
-from certify.checks import check_classes, check_labels
+from certify.checks import answers, check_classes, check_labels
 from certify.engine.bounds import Bounds
 from certify.engine.curves import Curve
 from certify.engine.front import Front
@@ -143,6 +143,7 @@ class CNNCert:
         Raises: CertifyError for a model or a threat that has no bound, and for labels that are none.
         """
         check_labels(x, y)
+        answers(model, x[:1], y, 1)
         graph = trace(model, x)
         once = Lines(self.threat, self.relu, self.chosen(graph, x, y, batch_size))
         asked = once(graph, x, y, batch_size=batch_size)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from adversarial.threat import Region, Threat, identity
 from certify.certificate import Certificate, Certifier
-from certify.checks import check_classes, check_labels
+from certify.checks import answers, check_labels
 from certify.engine.ascent import Ascent
 from certify.engine.bounds import NUMBERS, Bounds
 from certify.engine.front import Front
@@ -31,10 +31,8 @@ class Linear(Certifier, Protocol):
         Raises: CertifyError for a model or a threat that has no bound, and for labels that are none.
         """
         check_labels(x, y)
-        region, graph = bounded(plain(self.threat.around(x))), trace(model, x)
-        with torch.no_grad():
-            logits = torch.cat([model(rows) for rows in x.split(batch_size)])
-        check_classes(y, logits)
+        region = bounded(plain(self.threat.around(x)))
+        logits, graph = answers(model, x, y, batch_size), trace(model, x)
         if len(x) <= batch_size:
             return self.batch(graph, region, logits, y)
         rows = torch.arange(len(x), device=x.device)
@@ -167,7 +165,9 @@ class AlphaCROWN(Linear):
 def plain(region: Region) -> Region:
     """A region of the inputs themselves. Raises: CertifyError for a lifted set."""
     if region.apply is not identity:
-        raise CertifyError("expected a threat on the inputs themselves, got a lifted set, which has no certifier yet")
+        raise CertifyError(
+            "expected a threat on the inputs themselves, got a lifted set; its proofs are Semantic's, its votes TSS's"
+        )
     return region
 
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from adversarial.geometry import scale_l2
 from adversarial.threat import Ball, Region
 from certify.certificate import Certificate, proof
+from certify.checks import answers, check_labels
 from certify.engine.graph import Graph, trace
 from certify.errors import CertifyError
 from certify.linear.polytope import DualNetwork, WongKolter, batches
@@ -137,9 +138,9 @@ class NonUniformBox:
 
         Raises: CertifyError for a model that is no chain of linear layers and ReLU, another threat, and wrong labels.
         """
-        widths = self.widths(model, x, y, batch_size=batch_size).flatten(1)
-        with torch.no_grad():
-            prediction = torch.cat([model(rows).argmax(1) for rows in x.split(batch_size)])
+        check_labels(x, y)
+        prediction = answers(model, x, y, batch_size).argmax(1)
+        widths = self.widths(model, x, y.long(), batch_size=batch_size).flatten(1)
         radius, (low, high) = widths.amin(1), self.threat.around(x).box()
         inside = (torch.maximum(high - x, x - low).flatten(1) <= widths).all(1) & (radius > 0)
         none = torch.full_like(radius, torch.nan)

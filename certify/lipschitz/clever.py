@@ -12,8 +12,7 @@ from torch import Tensor, nn
 from adversarial.streams import Streams
 from adversarial.threat import DUAL, Ball, Region, norm_of
 from certify.certificate import Certificate
-from certify.checks import check_classes, check_floating, check_labels
-from certify.engine.graph import check_still
+from certify.checks import answers, check_floating, check_labels
 from certify.errors import CertifyError
 from certify.lipschitz.curvature import largest_curvature
 from certify.lipschitz.weibull import Fit, fit
@@ -106,7 +105,7 @@ class CLEVER:
 
         Raises: CertifyError for a model in training, labels that are none, and a model of no curvature where order is 2.
         """
-        logits = answers(model, x, y, batch_size)
+        logits = checked(model, x, y, batch_size)
         found = self.estimated(model, x, y, logits)
         nothing = torch.full_like(found.score, torch.nan)
         return Certificate(
@@ -115,7 +114,7 @@ class CLEVER:
 
     def estimate(self, model: nn.Module, x: Tensor, y: Tensor, *, batch_size: int = 64) -> Estimate:
         """The same with the score against every class and the quality of the fits."""
-        return self.estimated(model, x, y, answers(model, x, y, batch_size))
+        return self.estimated(model, x, y, checked(model, x, y, batch_size))
 
     def estimated(self, model: nn.Module, x: Tensor, y: Tensor, logits: Tensor) -> Estimate:
         from tqdm.auto import tqdm
@@ -238,15 +237,11 @@ class Margins:
         return margins.detach().T, torch.stack(norms)
 
 
-def answers(model: nn.Module, x: Tensor, y: Tensor, batch_size: int) -> Tensor:
+def checked(model: nn.Module, x: Tensor, y: Tensor, batch_size: int) -> Tensor:
     """Logits of inputs and labels that were checked."""
     check_labels(x, y)
     check_floating(x)
-    check_still(model)
-    with torch.no_grad():
-        logits = torch.cat([model(rows) for rows in x.split(batch_size)])
-    check_classes(y, logits)
-    return logits
+    return answers(model, x, y, batch_size)
 
 
 def moving(region: Region) -> Tensor:

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 
 from adversarial.threat import Region, Threat
 from certify.certificate import Certificate, proof
-from certify.checks import check_classes, check_labels
-from certify.engine.graph import check_still
+from certify.checks import answers, check_labels
+from certify.engine.graph import check_precision
 from certify.errors import CertifyError
 from certify.linear.crown import bounded, plain
 
@@ -95,10 +95,17 @@ class NEMON(nn.Module):
         found.register_hook(adjoint)
         return found
 
+    def gap(self, a: Tensor) -> Tensor:
+        """1 − μ⁺ of the matrix as it was rounded. Raises: CertifyError where that is no contraction."""
+        found = (1 - contraction(a.double(), self.weights.double())) * (1 - 1e-12 * len(a))
+        if bool(found <= 0):
+            raise CertifyError(f"expected a matrix with a mu below 1, got {1 - float(found):.9g}; take a smaller m")
+        return found.to(a)
+
     def solve(self, step: Callable[[Tensor], Tensor], z: Tensor, a: Tensor, *, dual: bool = False) -> Solved:
         """The fixed point of a step that contracts as A does, by averages from z, which may hold several points in a row."""
         weights = self.weights.repeat(z.shape[1] // len(a))
-        alpha, gap = 1 / (1 - a.diagonal().clamp(max=0).amin()), 1 - contraction(a, self.weights)
+        alpha, gap = 1 / (1 - a.diagonal().clamp(max=0).amin()), self.gap(a)
 
         def distance(change: Tensor) -> Tensor:
             """To the fixed point, at most (B,)."""
@@ -107,7 +114,7 @@ class NEMON(nn.Module):
 
         change, rate = step(z) - z, float(1 - alpha * gap)
         first = float(distance(change).amax()) / self.tol
-        needed = math.ceil(math.log(first) / -math.log(rate)) if first > 1 and 0 < rate < 1 else 1
+        needed = math.ceil(math.log(first) / -math.log(rate)) if 1 < first < math.inf and 0 < rate < 1 else 1
         if needed > CAP:
             raise CertifyError(
                 f"expected a contraction that ends within {CAP} steps, got one of {needed}; take a smaller m or a larger tol"
@@ -132,14 +139,12 @@ def batches(threat: Threat, model: nn.Module, x: Tensor, y: Tensor, size: int) -
     check_labels(x, y)
     if not isinstance(model, NEMON):
         raise CertifyError(f"expected a NEMON, got {type(model).__name__}; other networks are certified by CROWN")
-    check_still(model)
-    region = bounded(plain(threat.around(x)))
+    check_precision(x)
+    region, logits = bounded(plain(threat.around(x))), answers(model, x, y, size)
     for some in torch.arange(len(x), device=x.device).split(size):
-        logits = model(x[some])
-        check_classes(y, logits)
         weight, bias = model.output.weight, model.output.bias
         labels = y[some]
-        yield region[some], logits, labels, weight[labels].unsqueeze(1) - weight, bias[labels].unsqueeze(1) - bias
+        yield region[some], logits[some], labels, weight[labels].unsqueeze(1) - weight, bias[labels].unsqueeze(1) - bias
 
 
 @dataclass(frozen=True)
@@ -199,7 +204,7 @@ def lipschitz(model: NEMON, norm: str) -> Tensor:
     r"""How much, in max d|z|, the fixed point moves at most for a step of unit norm of the input: $\|U\| / (1 - \mu^+)$."""
     dual = {"linf": 1, "l2": 2, "l1": math.inf}[norm]
     rows = torch.linalg.vector_norm(model.input.weight, dual, dim=1) * model.weights
-    return rows.amax() / (1 - contraction(model.matrix(), model.weights))
+    return rows.amax() / model.gap(model.matrix())
 
 
 @dataclass(frozen=True)
@@ -224,7 +229,8 @@ class ImplicitLipschitz:
         for region, logits, labels, weight, _ in batches(self.threat, model, x, y, batch_size):
             reach = (weight.abs() / model.weights).sum(2)
             # the logits at hand and those that an attack would see are each up to tol from the fixed points' own
-            clean = logits.gather(1, labels[:, None]) - logits - 2 * model.tol * reach
+            middle = model(region.anchor)
+            clean = middle.gather(1, labels[:, None]) - middle - 2 * model.tol * reach
             margins = clean - region.eps[:, None] * moved * reach
             radius = (clean / (moved * reach)).scatter(1, labels[:, None], torch.inf).amin(1)
             parts.append(proof(self, logits, labels, margins, radius, region.eps))

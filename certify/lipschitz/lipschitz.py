@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from adversarial.threat import DUAL, Ball, Region, norm_of
 from certify.certificate import Certificate
-from certify.checks import check_classes, check_labels
+from certify.checks import answers, check_labels
 from certify.engine.bounds import NUMBERS, Bounds
 from certify.engine.graph import Graph, trace
 from certify.engine.operator_norm import Norm
@@ -68,17 +68,17 @@ class Lipschitz:
         Raises: CertifyError for a model or a threat that has no bound, and for labels that are none.
         """
         check_labels(x, y)
-        region, graph = self.threat.around(x), doubled(trace(model, x))
-        with torch.no_grad():
-            logits = torch.cat([model(rows) for rows in x.split(batch_size)])
-        check_classes(y, logits)
+        region = self.threat.around(x)
+        # the threat lies around where the bounds moved an input, by rounding, and so do the margins
+        logits, middle = (answers(model, points, y, batch_size) for points in (x, region.anchor))
+        graph = doubled(trace(model, x))
         if self.method == "local":
             rows = torch.arange(len(x), device=x.device).split(batch_size)
-            found = [local(graph, in_double(bounded(region[some])), logits[some].double(), y[some]) for some in rows]
+            found = [local(graph, in_double(bounded(region[some])), middle[some].double(), y[some]) for some in rows]
             margin, radius = (torch.cat(part) for part in zip(*found, strict=True))
         else:
             pair = cache(constants(self.method, graph, region.norm, x.device))
-            margin, radius = everywhere(pair, logits.double(), y, region.eps.double())
+            margin, radius = everywhere(pair, middle.double(), y, region.eps.double())
         prediction = logits.argmax(1)
         right = (prediction == y) & margin.isfinite() & radius.isfinite()
         radius = torch.where(right, radius.clamp_min(0), 0)

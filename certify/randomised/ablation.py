@@ -80,10 +80,8 @@ class Ablation:
 
     def __post_init__(self) -> None:
         check_sampling(self.alpha, self.n0, self.n)
-        if self.threat.norm != "l0":
-            raise CertifyError(
-                f"expected an l0 ball, got {self.threat.norm}; randomised ablation covers changed places"
-            )
+        if (norm := getattr(self.threat, "norm", type(self.threat).__name__)) != "l0":
+            raise CertifyError(f"expected an l0 ball, got {norm}; randomised ablation covers changed places")
         check_bounds(self.bounds, self.n, self.alpha)
         if self.keep < 1:
             raise CertifyError(f"expected at least one place to keep, got {self.keep}")
@@ -99,7 +97,7 @@ class Ablation:
         region, streams = self.threat.around(x), Streams(x, self.seed)
 
         def draw(rows: Tensor, draws: int) -> Tensor:
-            return self.drawn(x[rows], streams, rows, draws)
+            return self.drawn(region.anchor[rows], streams, rows, draws)  # what the threat lies around
 
         named = counted(model, y, draw, self.n0, batch_size).argmax(1)
         counts = counted(model, y, draw, self.n, batch_size)
@@ -111,7 +109,7 @@ class Ablation:
         )  # fmt: skip
         prediction = torch.where(radius >= 0, named, -1)
         certified = (prediction == y) & (radius >= region.eps)
-        radius = radius.clamp_min(0).double()
+        radius = torch.where(prediction == y, radius, 0).double()
         return Certificate(
             prediction, certified, radius, torch.full_like(radius, torch.nan), self.threat, type(self).__name__,
             "probabilistic", 1 - self.alpha,

@@ -58,9 +58,9 @@ class FirstOrderSmoothing:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        check_sampling(self.sigma, self.n0, self.n, self.alpha * (1 - self.share), self.precision)
         if not 0 < self.share < 1:
             raise CertifyError(f"expected a share of alpha between 0 and 1 for the gradient, got {self.share}")
+        check_sampling(self.sigma, self.n0, self.n, self.alpha * (1 - self.share), self.precision)
         if getattr(self.threat, "norm", None) not in ("l2", "l1", "linf"):
             raise CertifyError(
                 f"expected a ball of norm l2, l1 or linf for the gradient's rules, got {getattr(self.threat, 'norm', None)}"

@@ -121,9 +121,10 @@ class RewriteSmoothing:
         Raises: CertifyError for labels that are none, and for an n at which no majority can be shown.
         """
         check_reach(self.n, self.alpha)
+        if not isinstance(y, Tensor) or y.dtype not in (torch.int64, torch.int32) or y.shape != (len(texts),):
+            got = f"{tuple(y.shape)} of {y.dtype}" if isinstance(y, Tensor) else f"a {type(y).__name__}"
+            raise CertifyError(f"expected a label for each of {len(texts)} texts, a whole number, got {got}")
         found = self.sampled(outputs, texts, self.n0 + self.n, batch_size)
-        if y.shape != (len(texts),):
-            raise CertifyError(f"expected a label for each of {len(texts)} texts, got {tuple(y.shape)}")
         check_classes(y, found[0])
         votes, classes = chosen(found.flatten(0, 1)).view(found.shape[:2]), found.shape[2]
         named = tally(votes[:, : self.n0], classes).argmax(1)
@@ -167,8 +168,8 @@ class RewriteSmoothing:
 
     def sampled(self, outputs: Outputs, texts: Sequence[str], count: int, batch_size: int) -> Tensor:
         """Outputs for `count` writings of each text (B, count, T); equal writings are asked once."""
-        if not len(texts):
-            raise CertifyError("expected at least one text, got none")
+        if isinstance(texts, str) or not len(texts):
+            raise CertifyError(f"expected at least one text in a list, got {texts!r}")
         rows = tqdm(texts, desc=type(self).__name__, delay=2)
         drawn = [self.threat.draws(text, count, self.seed) for text in rows]
         place = {text: i for i, text in enumerate(dict.fromkeys(text for row in drawn for text in row))}
@@ -180,6 +181,8 @@ def answers(outputs: Outputs, texts: list[str], batch_size: int) -> Tensor:
     """Outputs (n, T), of the texts in batches."""
     with torch.no_grad():
         found = [outputs(texts[i : i + batch_size]) for i in range(0, len(texts), batch_size)]
+    if strange := [type(each).__name__ for each in found if not isinstance(each, Tensor)]:
+        raise CertifyError(f"expected outputs as a tensor, got a {strange[0]}")
     whole = torch.cat(found).cpu()
     if whole.ndim != 2 or len(whole) != len(texts):
         raise CertifyError(f"expected outputs ({len(texts)}, T), got {tuple(whole.shape)}")

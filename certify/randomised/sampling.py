@@ -114,17 +114,20 @@ class Keeper:
         self.path, self.mark, self.written = folder and folder / "smoothing.safetensors", mark, time.monotonic()
 
     def read(self) -> dict[str, Tensor] | None:
-        from safetensors import safe_open
+        from safetensors import SafetensorError, safe_open
 
         if self.path is None or not self.path.is_file():
             return None
-        with safe_open(self.path, "pt") as file:
-            if (file.metadata() or {}).get("mark") != self.mark:
-                raise CertifyError(
-                    f"expected the run that {self.path.parent} was begun with, got other inputs, labels, weights or "
-                    "options; choose another folder"
-                )
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a mapping
+        try:
+            with safe_open(self.path, "pt") as file:
+                if (file.metadata() or {}).get("mark") != self.mark:
+                    raise CertifyError(
+                        f"expected the run that {self.path.parent} was begun with, got other inputs, labels, weights or "
+                        "options; choose another folder"
+                    )
+                return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a mapping
+        except SafetensorError as error:
+            raise CertifyError(f"expected a stopped run in {self.path}, got a damaged file; delete it") from error
 
     def write(self, state: dict[str, Tensor], *, now: bool = False) -> None:
         from safetensors.torch import save_file

@@ -16,8 +16,7 @@ from adversarial.marks import mark_of
 from adversarial.processes import gathered, share_of
 from adversarial.threat import Ball, Region, norm_of
 from certify.certificate import Certificate
-from certify.checks import check_classes, check_labels
-from certify.engine.graph import check_still
+from certify.checks import answers, check_labels
 from certify.errors import CertifyError
 from certify.linear.crown import plain
 from certify.randomised.noise import NOISES
@@ -122,10 +121,9 @@ class Smoothing:
         """
         from scipy.stats import binom
 
-        check_still(model)
-        y = torch.zeros(len(x), dtype=torch.long, device=x.device)
+        y = torch.zeros(len(x), dtype=torch.long, device=getattr(x, "device", None))
         check_labels(x, y)
-        check_classes(y, model(x[:1]))
+        answers(model, x[:1], y, 1)
         counts = Sampler(model, x, self, batch_size).counts(torch.arange(len(x), device=x.device), self.n)
         top = counts.topk(2, dim=1)
         first, second = top.values.cpu().numpy().T
@@ -244,12 +242,10 @@ def below(radius: np.ndarray, dtype: torch.dtype) -> Tensor:
 def opened(threat: Ball, model: nn.Module, x: Tensor, y: Tensor) -> Region:
     """The threat around inputs, everything checked that a smoothing asks of its arguments."""
     check_labels(x, y)
-    check_still(model)
     region = plain(threat.around(x))
+    answers(model, x[:1], y, 1)
     # the noise is around the input, the threat around where its bounds moved it, by rounding
-    region = replace(region, eps=region.eps + norm_of((x - region.anchor).flatten(1), region.norm))
-    with torch.no_grad():
-        check_classes(y, model(x[:1]))
+    region = replace(region, eps=region.eps + norm_of((x.detach() - region.anchor).flatten(1), region.norm))
     return region
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from adversarial.attacks.tokens import Substitutions, Tokens
 from adversarial.streams import Streams, shifted
 from certify.certificate import Certificate
-from certify.checks import check_classes, check_labels
+from certify.checks import answers, check_labels
 from certify.engine.graph import check_still
 from certify.errors import CertifyError
 from certify.randomised.votes import BoundsOf, check_bounds, check_sampling, counted, shares
@@ -62,7 +62,7 @@ class Synonyms:
 
 def rows_of(ids: Tensor) -> list[Tokens]:
     """Rows of token ids (B, L). Raises: CertifyError for anything else."""
-    if ids.ndim != 2 or ids.dtype not in (torch.int64, torch.int32) or (ids.numel() and int(ids.min()) < 0):
+    if ids.ndim != 2 or ids.dtype not in (torch.int64, torch.int32) or not ids.numel() or int(ids.min()) < 0:
         raise CertifyError(f"expected token ids (B, L) from 0, got {tuple(ids.shape)} of {ids.dtype}")
     return [tuple(row) for row in ids.tolist()]
 
@@ -93,8 +93,7 @@ class Enumeration:
                 raise CertifyError(
                     f"expected at most {self.limit} texts for a row, got {size} for row {number}; use SAFER, most= or a larger limit="
                 )
-        logits = torch.cat([model(some) for some in x.split(batch_size)])
-        check_classes(y, logits)
+        logits = answers(model, x, y, batch_size)
         found = [self.row(model, x[[i]], row, int(y[i]), batch_size) for i, row in enumerate(rows)]
         radius, margin = (torch.tensor(part, dtype=logits.dtype, device=x.device) for part in zip(*found, strict=True))
         reach = torch.tensor([self.threat.changes(row) for row in rows], device=x.device)
@@ -176,7 +175,7 @@ class SAFER:
         radius = torch.tensor([self.radius(row, gap) for row, gap in gaps], device=x.device)
         prediction = torch.where(radius >= 0, named, -1)
         certified = (prediction == y) & (radius >= reach)
-        radius = torch.minimum(radius, reach).clamp_min(0).double()
+        radius = torch.where(prediction == y, torch.minimum(radius, reach), 0).double()
         return Certificate(
             prediction, certified, radius, torch.full_like(radius, torch.nan), self.threat, type(self).__name__,
             "probabilistic", 1 - self.alpha,

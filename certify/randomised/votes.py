@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from certify.checks import check_classes
+from certify.checks import check_classes, logits_of
 from certify.errors import CertifyError
 
 BoundsOf = Literal["top", "both"]
@@ -87,7 +87,7 @@ def counted(model: nn.Module, y: Tensor, draw: Callable[[Tensor, int], Tensor], 
             votes, left = torch.zeros(1, dtype=torch.long, device=y.device), n
             while left:
                 m = min(left, max(1, batch_size // len(rows)))
-                logits = model(draw(rows, m))
+                logits = logits_of(model, draw(rows, m))
                 check_classes(y, logits)
                 votes = votes + tally(chosen(logits).view(len(rows), m), logits.shape[1])
                 left -= m
