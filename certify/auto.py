@@ -16,7 +16,8 @@ from adversarial.threat import Ball
 from certify.certificate import Certificate
 from certify.checks import check_labels
 from certify.engine.bounds import Bounds
-from certify.engine.graph import Graph, trace
+from certify.engine.graph import Graph
+from certify.engine.tracing import trace
 from certify.errors import CertifyError
 from certify.evaluate import Maker, narrowed
 from certify.linear.cascade import Cascade

@@ -14,8 +14,8 @@ from certify.certificate import Certificate
 from certify.engine.bounds import Bounds
 from certify.engine.curves import Curve
 from certify.engine.front import Front
-from certify.engine.graph import trace
 from certify.engine.nonlinear import OneNumber
+from certify.engine.tracing import trace
 from certify.linear.crown import Linear
 from certify.radius import radius_of
 

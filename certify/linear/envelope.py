@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from adversarial.geometry import scale_l2
 from adversarial.threat import Ball, Region
 from certify.certificate import Certificate, proof
-from certify.engine.graph import Graph, trace
+from certify.engine.graph import Graph
+from certify.engine.tracing import trace
 from certify.errors import CertifyError
 from certify.linear.polytope import DualNetwork, WongKolter, batches
 from certify.radius import radius_of

@@ -22,8 +22,9 @@ from torch import Tensor, nn
 from adversarial.threat import Region, Threat
 from certify.certificate import Certificate, proof
 from certify.checks import check_classes, check_labels
-from certify.engine.graph import Graph, Node, trace
+from certify.engine.graph import Graph, Node
 from certify.engine.rules import rule_of
+from certify.engine.tracing import trace
 from certify.errors import CertifyError
 from certify.linear.crown import bounded, plain
 from certify.linear.windows import NUMBERS, Rows, Whole, rows_of

@@ -13,7 +13,7 @@ from adversarial.streams import Streams
 from adversarial.threat import DUAL, Ball, Region, norm_of
 from certify.certificate import Certificate
 from certify.checks import check_classes, check_floating, check_labels
-from certify.engine.graph import check_still
+from certify.engine.tracing import check_still
 from certify.errors import CertifyError
 from certify.lipschitz.curvature import largest_curvature
 from certify.lipschitz.weibull import Fit, fit

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from adversarial.threat import Region, Threat
 from certify.certificate import Certificate, proof
 from certify.checks import check_classes, check_labels
-from certify.engine.graph import check_still
+from certify.engine.tracing import check_still
 from certify.errors import CertifyError
 from certify.linear.crown import bounded, plain
 

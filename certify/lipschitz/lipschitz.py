@@ -14,8 +14,9 @@ from adversarial.threat import DUAL, Ball, Region, norm_of
 from certify.certificate import Certificate
 from certify.checks import check_classes, check_labels
 from certify.engine.bounds import NUMBERS, Bounds
-from certify.engine.graph import Graph, trace
+from certify.engine.graph import Graph
 from certify.engine.operator_norm import Norm
+from certify.engine.tracing import trace
 from certify.errors import CertifyError
 from certify.linear.crown import bounded
 from certify.lipschitz.jacobian import gradients

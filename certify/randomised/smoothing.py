@@ -17,7 +17,7 @@ from adversarial.processes import gathered, share_of
 from adversarial.threat import Ball, Region, norm_of
 from certify.certificate import Certificate
 from certify.checks import check_classes, check_labels
-from certify.engine.graph import check_still
+from certify.engine.tracing import check_still
 from certify.errors import CertifyError
 from certify.linear.crown import plain
 from certify.randomised.noise import NOISES

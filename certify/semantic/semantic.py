@@ -19,7 +19,8 @@ from adversarial.lifting import Lifted
 from adversarial.threat import Region, Threat, norm_of
 from certify.certificate import Certificate, Certifier
 from certify.checks import check_classes, check_labels
-from certify.engine.graph import Graph, trace
+from certify.engine.graph import Graph
+from certify.engine.tracing import trace
 from certify.errors import CertifyError
 from certify.linear.crown import CROWN, bounded
 from certify.semantic.enclosures import enclosed
