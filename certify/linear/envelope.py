@@ -164,7 +164,7 @@ class NonUniformBox:
         """The largest box (n, …) on the way from cubes (n,), each shrunk until it is shown."""
         wide = (-1, *(1,) * (x.ndim - 1))
         start = cube.log().view(wide).expand_as(x)
-        own = torch.nn.functional.one_hot(y, dual.chain[-1].shape.numel()).bool()
+        own = torch.nn.functional.one_hot(y, dual.graph.nodes[dual.graph.output].shape.numel()).bool()
 
         def slack(sides: Tensor) -> Tensor:
             """How far margins are above what is asked of them, in units of the clean margin."""
