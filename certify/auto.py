@@ -62,11 +62,13 @@ class Choice:
 
     @property
     def name(self) -> str:
+        """The method with its noise and draws, where it has them."""
         shown = [f"{key} {value:.4g}" for key, value in self.options.items() if key in ("sigma", "n")]
         return f"{self.method} ({', '.join(shown)})" if shown else self.method
 
     @property
     def make(self) -> Maker:
+        """What makes the certifier for a threat."""
         return partial(Smoothing, **self.options) if self.method == "Smoothing" else PROOFS[self.method]
 
     def explain(self) -> str:

@@ -50,6 +50,7 @@ class CertifiedPoint:
 
     @property
     def name(self) -> str:
+        """The method with what it promises, for tables and legends."""
         return {
             "deterministic": self.method, "probabilistic": f"{self.method} (confidence {self.confidence})",
             "estimate": f"{self.method} (an estimate, no proof)",
@@ -85,11 +86,13 @@ class CertifiedRobustness:
         ]
 
     def to_json(self, path: str | Path) -> None:
+        """Write all values, all of the file or nothing."""
         with atomic_file(path) as writing:
             writing.write_text(json.dumps(asdict(self), indent=1) + "\n")
 
     @classmethod
     def from_json(cls, path: str | Path) -> CertifiedRobustness:
+        """What `to_json` wrote."""
         facts = json.loads(Path(path).read_text())
         points = tuple(CertifiedPoint(**p | {"certified": tuple(p["certified"])}) for p in facts["points"])
         attacked = facts["attacked"] and Robustness.from_dict(facts["attacked"])

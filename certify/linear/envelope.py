@@ -134,7 +134,8 @@ class NonUniformBox:
     delta: float = 1e-4
 
     def __call__(self, model: nn.Module | Graph, x: Tensor, y: Tensor, *, batch_size: int = 64) -> Certificate:
-        """Certificates whose radius is the narrowest side of the box; it has no margin over the threat.
+        """Certificates for inputs x (B, …) with labels y (B,), whose radius is the narrowest half-width of the box; they have no
+        margin over the threat.
 
         Raises: CertifyError for a model that is no chain of linear layers and ReLU, another threat, and wrong labels.
         """

@@ -170,7 +170,7 @@ class WongKolter:
 
     @torch.no_grad()
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor, *, batch_size: int = 64) -> Certificate:
-        """Certificates for inputs x (B, …) with labels y (B,).
+        """Certificates for inputs x (B, …) with labels y (B,), whose radius is eps where all of the threat is shown, else 0.
 
         Raises: CertifyError for a model that is no chain of linear layers and ReLU, a lifted threat, and wrong labels.
         """

@@ -44,7 +44,13 @@ class Lipschitz:
             other of at most 500 units in all; needs cvxpy; see `lipsdp`.
         "lipopt": a linear program for every pair, linf, very small networks; see `lipopt`.
 
-    Bounds are computed in double precision; the model's own rounding is left out.
+    Bounds are computed in double precision; the model's own rounding is left out. The radius is in the units of eps.
+
+    Raises: CertifyError for an unknown method, and for a threat that is no Ball of a norm that the method bounds.
+
+    Reference: Tsuzuku et al., "Lipschitz-margin training", NeurIPS 2018, arXiv:1802.04034, for the margin divided by a
+    constant; those of the methods stand with them.
+    Differs from the paper: a constant for each difference of two logits.
     """
 
     threat: Ball
