@@ -83,12 +83,12 @@ class OneNumber:
             passed = positive * below + negative * above
             return [replace(front, a=passed)], front.total(b, positive) + front.total(c, negative)
         below, b, above, c = relaxed[:4]
-        passed = front.a * torch.where(front.a > 0, front.pick(below), front.pick(above))
+        passed = front.times(torch.where(front.a > 0, front.pick(below), front.pick(above)))
         constant = front.a.new_zeros(1, 1)
         for line, side in ((b, {"min": 0}), (c, {"max": 0})):
             if bool(line.any()):
                 constant = constant + front.total(front.pick(line), front.a.clamp(**side))
-        return [replace(front, a=passed)], constant
+        return [passed], constant
 
 
 class Planes:
