@@ -14,184 +14,34 @@ outside of it. Slopes are trained for 20 iterations on both sides, at the rate o
 
 from __future__ import annotations
 
-import math
 import resource
-import statistics
 import subprocess
 import sys
-import time
-from collections.abc import Callable
-from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 import adversarial
 import certify
 from benchmarks.attacks import MODELS, data
+from benchmarks.certify_networks import network
+from benchmarks.certify_peers import OURS, PEER, THEIRS, libraries, measured
 from benchmarks.harness import RESULTS, load_rows, parser, save_rows
-from reprogram.files import atomic_file
 
 EPS = {
     ("std", "linf"): (0.0025, 0.005, 0.01, 0.015, 0.02, 0.03), ("ibp", "linf"): (0.01, 0.02, 0.05, 0.1),
     ("std", "l2"): (0.05, 0.1, 0.2, 0.3), ("std", "l1"): (0.2, 0.5, 1.0, 2.0),
 }  # fmt: skip
-OURS: dict[str, Callable[[adversarial.Ball], Any]] = {  # a new method is one line
-    "IBP": certify.IBP, "CROWN-IBP": partial(certify.CROWN, intermediate="ibp"), "CROWN": certify.CROWN,
-    "SDP-CROWN": certify.SDPCROWN, "alpha-CROWN": partial(certify.AlphaCROWN, iterations=20),
-    "alpha-CROWN full": partial(certify.AlphaCROWN, slopes="full", iterations=20),
-    "cascade, 1 s": partial(certify.Cascade, seconds=1.0),
-}  # fmt: skip
-THEIRS = ("IBP", "CROWN-IBP", "CROWN", "alpha-CROWN", "alpha-CROWN full")
 FULL = 0.02  # at which slopes inside a CNN are trained, minutes for each eps there
-LONG = 20.0  # seconds after which a method gets one turn
-PEER = "auto_LiRPA"
-
-
-def network(name: str, folder: Path) -> nn.Sequential:
-    """The trained network, from its file when there is one."""
-    kind, way = name.split("_")
-    torch.manual_seed(0)
-    flat = [nn.Flatten(), nn.Linear(784, 256), nn.ReLU(), nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, 10)]
-    maps = [nn.Conv2d(1, 16, 4, 2, 1), nn.ReLU(), nn.Conv2d(16, 32, 4, 2, 1), nn.ReLU(), nn.Flatten()]
-    head = [nn.Linear(32 * 7 * 7, 100), nn.ReLU(), nn.Linear(100, 10)]
-    model, file = nn.Sequential(*(flat if kind == "mlp" else maps + head)), folder / f"{name}.pt"
-    if not file.is_file():
-        x, y, _, _ = data()
-        trained(model, x, y, eps=0.1 if way == "ibp" else 0.0)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_file(file) as path:
-            torch.save(model.state_dict(), path)
-    model.load_state_dict(torch.load(file, weights_only=True))
-    return model.eval().requires_grad_(False)
-
-
-def trained(model: nn.Sequential, x: Tensor, y: Tensor, *, eps: float, epochs: int = 6) -> None:
-    """Adam on cross-entropy; with an eps, half of it on interval bounds in the end, both growing from a tenth of the steps to
-    six tenths (Gowal et al., arXiv:1810.12715). A benchmark's network, not the product's training loop."""
-    from tqdm.auto import tqdm
-
-    optimizer, generator = torch.optim.Adam(model.parameters(), 5e-4 if eps else 1e-3), torch.Generator().manual_seed(0)
-    batches = [rows for _ in range(epochs) for rows in torch.randperm(len(x), generator=generator).split(128)]
-    for step, rows in enumerate(tqdm(batches, desc="train", mininterval=10)):
-        loss = F.cross_entropy(model(x[rows]), y[rows])
-        grown = min(max((step / len(batches) - 0.1) / 0.5, 0.0), 1.0)
-        if eps and grown:
-            worst = F.cross_entropy(worst_logits(model, x[rows], y[rows], grown * eps), y[rows])
-            loss = (1 - grown / 2) * loss + grown / 2 * worst
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-
-
-def worst_logits(model: nn.Sequential, x: Tensor, y: Tensor, eps: float) -> Tensor:
-    """Interval bounds: the label's smallest, the others' largest logits."""
-    low, high = (x - eps).clamp(min=0), (x + eps).clamp(max=1)
-    for layer in model:
-        if isinstance(layer, (nn.Linear, nn.Conv2d)):
-            middle, reach = layer((low + high) / 2), (high - low) / 2
-            size = layer.weight.abs()
-            if isinstance(layer, nn.Linear):
-                spread = F.linear(reach, size)
-            else:
-                spread = F.conv2d(reach, size, None, layer.stride, layer.padding)
-            low, high = middle - spread, middle + spread
-        else:
-            low, high = layer(low), layer(high)
-    return torch.where(F.one_hot(y, high.shape[1]).bool(), low, high)
-
-
-def cpu(call: Callable[[], Any]) -> tuple[Any, float]:
-    started = time.process_time()
-    found = call()
-    return found, time.process_time() - started
-
-
-def of_us(graph: Any, x: Tensor, y: Tensor, ball: adversarial.Ball, method: str) -> Callable[[], tuple[Tensor, Tensor]]:
-    """A call that gives margins (B,) and what is certified."""
-
-    def call() -> tuple[Tensor, Tensor]:
-        found = OURS[method](ball)(graph, x, y)
-        return found.margin, found.certified
-
-    return call
-
-
-def of_lirpa(model: nn.Module, x: Tensor, y: Tensor, norm: str, eps: float, method: str) -> Callable[[], tuple[Tensor, Tensor]]:  # fmt: skip
-    """The same of auto_LiRPA; the module is wrapped here, so outside of what is timed."""
-    from auto_LiRPA import BoundedModule, BoundedTensor, PerturbationLpNorm
-
-    options = {"optimize_bound_args": {"iteration": 20, "lr_alpha": 0.1}}
-    wrapped = BoundedModule(model, torch.empty_like(x), bound_opts=options, device="cpu", verbose=False)
-    kind = {"linf": math.inf, "l2": 2.0, "l1": 1.0}[norm]
-    cut = {"x_L": (x - eps).clamp(0, 1), "x_U": (x + eps).clamp(0, 1)} if norm == "linf" else {"eps": eps}
-    point = BoundedTensor(x, PerturbationLpNorm(norm=kind, **cut))
-    classes = int(model(x[:1]).shape[1])
-    own, every = F.one_hot(y, classes).float(), torch.eye(classes)
-    others = torch.stack([torch.tensor([k for k in range(classes) if k != label]) for label in y.tolist()])
-    rows = own[:, None] - every[others]
-
-    def call() -> tuple[Tensor, Tensor]:
-        more: dict[str, Any] = {}
-        if method == "alpha-CROWN":  # the boxes inside stay those of CROWN
-            with torch.no_grad():
-                wrapped.compute_bounds(x=(point,), C=rows, method="CROWN", bound_upper=False)
-            more["interm_bounds"] = {
-                name: (node.lower.detach(), node.upper.detach()) for name, node in wrapped._modules.items()
-                if getattr(node, "lower", None) is not None and name != wrapped.final_name
-                and type(node).__name__ not in ("BoundInput", "BoundParams", "BoundConstant")
-            }  # fmt: skip
-        with torch.set_grad_enabled(method.startswith("alpha")):
-            low, _ = wrapped.compute_bounds(
-                x=(point,), C=rows, method=method.replace(" full", ""), bound_upper=False, **more
-            )
-        margins = low.detach().amin(1)
-        return margins, margins > 0
-
-    return call
 
 
 def upper_bound(model: nn.Module, x: Tensor, y: Tensor, ball: adversarial.Ball) -> float:
     """What PGD of 50 steps with two starts and APGD leave."""
     attack = adversarial.Worst((adversarial.Restarts(adversarial.PGD(ball, steps=50), 2), adversarial.APGD(ball)))
     return attack.run(model, x, y).robust_accuracy
-
-
-def measured(makers: dict[str, Callable[[], Callable]], turns: int) -> dict[str, dict[str, Any]]:
-    """Certified shares, margins and median CPU seconds of several libraries, which take turns."""
-    seconds: dict[str, list[float]] = {name: [] for name in makers}
-    found: dict[str, tuple[Tensor, Tensor]] = {}
-    for turn in range(turns):
-        for name, make in makers.items():
-            if turn and seconds[name][0] > LONG:
-                continue
-            found[name], took = cpu(make())
-            seconds[name].append(took)
-    return {
-        name: {
-            "margin": round(float(margins.double().mean()), 5), "certified": int(held.sum()), "n": len(held),
-            "seconds": round(statistics.median(seconds[name]), 4), "turns": len(seconds[name]),
-        }
-        for name, (margins, held) in found.items()
-    }  # fmt: skip
-
-
-def libraries(
-    model: nn.Module, graph: Any, x: Tensor, y: Tensor, norm: str, eps: float, method: str, peer: bool
-) -> dict:
-    """What makes the call of each library that has the method."""
-    makers: dict[str, Callable[[], Callable]] = {}
-    if method in OURS:
-        makers["ours"] = partial(of_us, graph, x, y, adversarial.Ball(norm, eps), method)
-        if norm != "linf":
-            makers["ours, no cut"] = partial(of_us, graph, x, y, adversarial.Ball(norm, eps, None, None), method)
-    if peer and method in THEIRS:
-        makers[PEER] = partial(of_lirpa, model, x, y, norm, eps, method)
-    return makers
 
 
 def grid(options: Any, path: Path) -> None:

@@ -10,8 +10,8 @@ Nothing here knows of reprogramming or of molecules.
 from certify.auto import Choice, choose
 from certify.certificate import Certificate, Certifier
 from certify.contract import check_certifier
-from certify.engine.graph import trace
 from certify.engine.operator_norm import conv_norm, operator_norm
+from certify.engine.tracing import trace
 from certify.errors import CertifyError
 from certify.evaluate import CertifiedPoint, CertifiedRobustness, evaluate
 from certify.linear.branch import BetaCROWN

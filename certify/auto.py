@@ -16,7 +16,8 @@ from adversarial.threat import Ball
 from certify.certificate import Certificate
 from certify.checks import answers, check_labels
 from certify.engine.bounds import Bounds
-from certify.engine.graph import Graph, trace
+from certify.engine.graph import Graph
+from certify.engine.tracing import trace
 from certify.errors import CertifyError
 from certify.evaluate import Maker, narrowed
 from certify.linear.cascade import Cascade
@@ -61,11 +62,13 @@ class Choice:
 
     @property
     def name(self) -> str:
+        """The method with its noise and draws, where it has them."""
         shown = [f"{key} {value:.4g}" for key, value in self.options.items() if key in ("sigma", "n")]
         return f"{self.method} ({', '.join(shown)})" if shown else self.method
 
     @property
     def make(self) -> Maker:
+        """What makes the certifier for a threat."""
         return partial(Smoothing, **self.options) if self.method == "Smoothing" else PROOFS[self.method]
 
     def explain(self) -> str:

@@ -146,11 +146,13 @@ class Certificate:
             ) from None
 
     def to_json(self, path: str | Path) -> None:
+        """Write the values of `to_dict`, all of the file or nothing."""
         with atomic_file(path) as writing:
             writing.write_text(json.dumps(self.to_dict(), indent=1, allow_nan=False) + "\n")
 
     @classmethod
     def from_json(cls, path: str | Path) -> Certificate:
+        """What `to_json` wrote. Raises: CertifyError where values are missing."""
         return cls.from_dict(json.loads(Path(path).read_text()))
 
 
@@ -176,6 +178,7 @@ def described(threat: Any) -> str:
 
 
 def style_of(guarantee: Guarantee) -> str:
+    """A curve's line: whole for a proof, broken for what is less."""
     return {"deterministic": "-", "probabilistic": "-.", "estimate": ":"}[guarantee]
 
 

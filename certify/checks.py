@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from certify.engine.graph import Graph, check_still
+from certify.engine.graph import Graph
+from certify.engine.tracing import check_still
 from certify.errors import CertifyError
 
 
@@ -41,6 +42,7 @@ def logits_of(model: nn.Module | Graph, x: Tensor) -> Tensor:
 
 
 def check_labels(x: Tensor, y: Tensor) -> None:
+    """Raise CertifyError unless there are inputs and y (B,) holds whole numbers, one for each."""
     for what, value in (("inputs", x), ("labels", y)):
         if not isinstance(value, Tensor):
             raise CertifyError(f"expected {what} as a tensor, got a {type(value).__name__}; torch.as_tensor makes one")
@@ -51,11 +53,13 @@ def check_labels(x: Tensor, y: Tensor) -> None:
 
 
 def check_floating(x: Tensor) -> None:
+    """Raise CertifyError for inputs that are not floating point."""
     if not x.is_floating_point():
         raise CertifyError(f"expected inputs of floating point, got {x.dtype}; scale them to the threat's bounds first")
 
 
 def check_classes(y: Tensor, logits: Tensor) -> None:
+    """Raise CertifyError unless logits are (B, classes) and every label is one of these classes."""
     if logits.ndim != 2 or logits.shape[1] < 2:
         raise CertifyError(f"expected logits (B, classes) of two classes or more, got {tuple(logits.shape)}")
     outside = (y < 0) | (y >= logits.shape[1])

@@ -50,6 +50,7 @@ class CertifiedPoint:
 
     @property
     def name(self) -> str:
+        """The method with what it promises, for tables and legends."""
         return titled(self.method, self.guarantee, self.confidence)
 
 
@@ -82,11 +83,13 @@ class CertifiedRobustness:
         ]
 
     def to_json(self, path: str | Path) -> None:
+        """Write all values, all of the file or nothing."""
         with atomic_file(path) as writing:
             writing.write_text(json.dumps(asdict(self), indent=1) + "\n")
 
     @classmethod
     def from_json(cls, path: str | Path) -> CertifiedRobustness:
+        """What `to_json` wrote."""
         facts = json.loads(Path(path).read_text())
         points = tuple(CertifiedPoint(**p | {"held": tuple(p["held"])}) for p in facts["points"])
         attacked = facts["attacked"] and Robustness.from_dict(facts["attacked"])

@@ -25,6 +25,7 @@ def numbers(values: Tensor) -> list:
 
 
 def tensor(values: list, dtype: str) -> Tensor:
+    """The tensor that such a list was, flattened; dtype by its name in torch."""
     return torch.tensor([float(v) if isinstance(v, str) else v for v in values], dtype=getattr(torch, dtype))
 
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +11,10 @@ import numpy as np
 
 import adversarial
 from reprogram.errors import DataError
-from reprogram.files import atomic_file, check_place
+from reprogram.files import check_place
 from reprogram.model import Reprogrammed
 from reprogram.train import default_accelerator
-from tasks.threatened import REWRITES, Labelled, labelled
+from tasks.threatened import REWRITES, Findings, Labelled, labelled
 
 ATTACKS = {
     "fgsm": adversarial.FGSM, "pgd": adversarial.PGD, "apgd": adversarial.APGD, "square": adversarial.Square,
@@ -23,22 +22,11 @@ ATTACKS = {
 }  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Attacked:
-    """What `attack_file` found: a Markdown table, and the same as plain values. `main` is false in the other processes of
-    several."""
-
-    folder: Path
-    table: str
-    facts: dict[str, Any]
-    main: bool = True
-
-
 def attack_file(
     folder: str | Path, data: Any, out: str | Path = "runs/attack", *, threat: str | None = None, eps: Sequence[float] = (),
     attacks: Sequence[str] = ("pgd",), rows: int = 256, input: str | None = None, target: Sequence[str] = (), seed: int = 0,
     accelerator: Any = None,
-) -> Attacked:  # fmt: skip
+) -> Findings:  # fmt: skip
     """Attack the artefact in `folder` on labelled rows and write `attack.json`, `attack.md` and a figure into `out`.
 
     Under `accelerate launch` each process attacks its share of the rows; the main one writes.
@@ -61,14 +49,14 @@ def attack_file(
     else:
         found = perturbed(task, Path(out), threat, tuple(eps), attacks, seed, accelerator)
     if accelerator.is_main_process:
-        write(found)
+        found.write("attack")
     accelerator.wait_for_everyone()
     return replace(found, main=accelerator.is_main_process)
 
 
 def rewritten(
     model: Reprogrammed, smiles: list[str], y: np.ndarray, out: Path, seed: int, accelerator: Any
-) -> Attacked:  # fmt: skip
+) -> Findings:  # fmt: skip
     """Rewrites of every molecule: what moves, of all rewrites and of each kind."""
     from tasks.molecules.threats import rewrite_robustness
 
@@ -88,12 +76,12 @@ def rewritten(
         "",
         f"n = {len(smiles)} molecules, {len(found.text)} rewrites, {found.refused} of them too long for the model",
     ]
-    return Attacked(out, "\n".join(lines), facts)
+    return Findings(out, "\n".join(lines), facts)
 
 
 def perturbed(
     task: Labelled, out: Path, norm: str, eps: tuple[float, ...], names: Sequence[str], seed: int, accelerator: Any
-) -> Attacked:  # fmt: skip
+) -> Findings:  # fmt: skip
     """Accuracy under each attack at each eps."""
     from reprogram.plot import save
 
@@ -108,12 +96,4 @@ def perturbed(
     if accelerator.is_main_process:
         save(curve.plot(), out / "attack.png")
     points = [{k: v for k, v in asdict(point).items() if k != "broken"} for point in curve.points]
-    return Attacked(out, curve.to_markdown(), {"threat": norm, "n": len(task.y), "seed": seed, "points": points})
-
-
-def write(found: Attacked) -> None:
-    """Table and values into the folder."""
-    with atomic_file(found.folder / "attack.json") as path:
-        path.write_text(json.dumps(found.facts, indent=1) + "\n")
-    with atomic_file(found.folder / "attack.md") as path:
-        path.write_text(found.table + "\n")
+    return Findings(out, curve.to_markdown(), {"threat": norm, "n": len(task.y), "seed": seed, "points": points})

@@ -22,7 +22,7 @@ from certify.randomised.smoothing import Smoothing
 from reprogram.errors import DataError
 from reprogram.files import atomic_file, check_place
 from reprogram.train import default_accelerator
-from tasks.threatened import REWRITES, Labelled, Space, labelled
+from tasks.threatened import REWRITES, Findings, Labelled, Space, labelled
 
 AUTO = "auto"
 METHODS: dict[str, Callable[[Any], certify.Certifier]] = {
@@ -47,21 +47,11 @@ class Kept:
         return self.smoothing(model, x, y, batch_size=batch_size, checkpoint=self.folder)
 
 
-@dataclass(frozen=True)
-class Certified:
-    """What `certify_file` found: Markdown, and the same as plain values. `main` is false in the other processes of several."""
-
-    folder: Path
-    text: str
-    facts: dict[str, Any]
-    main: bool = True
-
-
 def certify_file(
     folder: str | Path, data: Any, out: str | Path = "runs/certify", *, method: str = AUTO, threat: str | None = None,
     eps: Sequence[float] = (), sigma: float | None = None, draws: int | None = None, seconds: float = 60.0, rows: int = 64,
     input: str | None = None, target: Sequence[str] = (), seed: int = 0, accelerator: Any = None,
-) -> Certified:  # fmt: skip
+) -> Findings:  # fmt: skip
     """Certify the artefact in `folder` on labelled rows and write `certify.json`, `certify.md` and a figure into `out`.
 
     Under `accelerate launch` the main process works alone.
@@ -83,13 +73,13 @@ def certify_file(
     task = labelled(folder, data, rows=rows, input=input, target=target, accelerator=accelerator)
     threat = task.threat(threat)
     check_options(method, threat, eps, sigma, draws)
-    found = Certified(place, "", {}, False)
+    found = Findings(place, "", {}, False)
     if accelerator.is_main_process:
         if threat == REWRITES:
             found = rewritten(task, place, seed)
         else:
             found = bounded(task.space(threat, eps), place, method, sigma, draws, seconds, seed)
-        write(found)
+        found.write("certify")
     accelerator.wait_for_everyone()
     return found
 
@@ -112,7 +102,7 @@ def check_options(method: str, threat: str, eps: Sequence[float], sigma: float |
 
 def bounded(
     space: Space, out: Path, method: str, sigma: float | None, draws: int | None, seconds: float, seed: int
-) -> Certified:  # fmt: skip
+) -> Findings:  # fmt: skip
     """Certified accuracy at each eps by one method, beside accuracy under attack."""
     from reprogram.plot import save
 
@@ -146,7 +136,7 @@ def bounded(
     attacked = [{k: v for k, v in asdict(p).items() if k != "broken"} for p in found.attacked.curve()]  # type: ignore[union-attr]
     facts = {"threat": space.ball.norm, "where": space.where, "n": len(space.y), "seed": seed, "method": name}
     facts |= {"choice": {"reason": chosen.reason, "trials": [asdict(t) for t in chosen.trials]} if chosen else None}
-    return Certified(out, text, plain(facts | {"points": points, "attacked": attacked, "meaning": meaning(found)}))
+    return Findings(out, text, plain(facts | {"points": points, "attacked": attacked, "meaning": meaning(found)}))
 
 
 def choice(space: Space, path: Path, seconds: float, seed: int) -> certify.Choice:
@@ -182,7 +172,7 @@ def meaning(found: certify.CertifiedRobustness) -> str:
     return "These are estimates; nothing is proven for any input."
 
 
-def rewritten(task: Labelled, out: Path, seed: int) -> Certified:
+def rewritten(task: Labelled, out: Path, seed: int) -> Findings:
     """The majority, or the median, over random SMILES of each molecule: the same for all SMILES of it."""
     from certify.randomised.rewriting import RewriteSmoothing
     from tasks.molecules.writings import Readings, writings
@@ -216,7 +206,7 @@ def rewritten(task: Labelled, out: Path, seed: int) -> Certified:
             f"{len(task.y)} molecules with probability {middle.confidence} or more.",
             "It speaks of the median, which has to be deployed in the model's place, not of the model's answer to one text.",
         ]
-    return Certified(out, "\n\n".join(lines), plain(facts))
+    return Findings(out, "\n\n".join(lines), plain(facts))
 
 
 def plain(value: Any) -> Any:
@@ -226,11 +216,3 @@ def plain(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [plain(one) for one in value]
     return None if isinstance(value, float) and not np.isfinite(value) else value
-
-
-def write(found: Certified) -> None:
-    """Text and values into the folder."""
-    with atomic_file(found.folder / "certify.json") as path:
-        path.write_text(json.dumps(found.facts, indent=1, allow_nan=False) + "\n")
-    with atomic_file(found.folder / "certify.md") as path:
-        path.write_text(found.text + "\n")

@@ -10,7 +10,7 @@ import typer
 from typer.core import TyperGroup
 
 from tasks import options
-from tasks.show import listing, print_table, show, show_molecules
+from tasks.show import listing, print_table, show, show_findings, show_molecules
 
 if TYPE_CHECKING:
     from tasks.runs import Run
@@ -173,8 +173,7 @@ def attack(
         folder, data, out, threat=threat, eps=eps or (), attacks=attack or ("pgd",), rows=rows, input=input,
         target=target or (), seed=seed,
     )  # fmt: skip
-    if found.main:
-        typer.echo(json.dumps(found.facts) if as_json else f"{found.table}\n\nWritten to {out}/")
+    show_findings(found, out, as_json)
 
 
 @app.command()
@@ -203,8 +202,7 @@ def certify(
         folder, data, out, method=method, threat=threat, eps=eps or (), sigma=sigma, draws=draws, seconds=seconds, rows=rows,
         input=input, target=target or (), seed=seed,
     )  # fmt: skip
-    if found.main:
-        typer.echo(json.dumps(found.facts) if as_json else f"{found.text}\n\nWritten to {out}/")
+    show_findings(found, out, as_json)
 
 
 @app.command()

@@ -11,6 +11,7 @@ import typer
 if TYPE_CHECKING:
     from tasks.molecules.optimisation_result import OptimisationResult
     from tasks.report import Report
+    from tasks.threatened import Findings
 
 
 def listing(title: str, heads: tuple[str, ...], items: list[Any], as_json: bool) -> None:
@@ -76,6 +77,12 @@ def show(report: Report, as_json: bool, extra: dict[str, Any], lines: list[str])
     )
     for line in [*report.verdict, *report.notes, *lines]:
         typer.echo(line)
+
+
+def show_findings(found: Findings, out: str, as_json: bool) -> None:
+    """What an attack or a certificate found, said by the main process alone."""
+    if found.main:
+        typer.echo(json.dumps(found.facts) if as_json else f"{found.text}\n\nWritten to {out}/")
 
 
 def print_table(title: str, heads: list[str], rows: list[list[str]]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from adversarial.threat import Ball
 from reprogram.errors import DataError
+from reprogram.files import atomic_file
 from reprogram.model import Reprogrammed
 from tasks.inference import labels_of, read_like
 
@@ -67,6 +69,24 @@ class Labelled:
         ball = Ball(norm, 1.0, low, high, view.free)  # type: ignore[arg-type]
         labels = torch.from_numpy(self.y).long().flatten().to(view.inputs.device)
         return Space(view.module, view.inputs, labels, ball, tuple(eps) or PIXELS, where)
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What was found of a model under a threat: Markdown, and the same as plain values. `main` is false in the other processes
+    of several."""
+
+    folder: Path
+    text: str
+    facts: dict[str, Any]
+    main: bool = True
+
+    def write(self, name: str) -> None:
+        """Values into name.json of the folder, text into name.md."""
+        with atomic_file(self.folder / f"{name}.json") as path:
+            path.write_text(json.dumps(self.facts, indent=1) + "\n")
+        with atomic_file(self.folder / f"{name}.md") as path:
+            path.write_text(self.text + "\n")
 
 
 def labelled(

@@ -30,7 +30,7 @@ from certify.engine.ascent import Ascent
 from certify.engine.bounds import Bounds
 from certify.engine.coupling import lagrangian
 from certify.engine.curves import CURVES
-from certify.engine.graph import trace
+from certify.engine.tracing import trace
 
 NORMS, TRACE = ("linf", "l2", "l1"), trace
 

@@ -14,7 +14,8 @@ import certify
 from adversarial import Ball
 from adversarial.marks import mark_of
 from certify.contract import check_certifier, example, least_margin, linear, margins
-from certify.engine.graph import Graph, trace
+from certify.engine.graph import Graph
+from certify.engine.tracing import trace
 
 L2 = {"norms": ("l2",)}
 REGISTRY = {  # a certifier's maker and what it claims; a new one is one line
@@ -52,7 +53,7 @@ def traced_once(monkeypatch):
         return KNOWN.setdefault(key, None) or KNOWN.update({key: trace(model, x)}) or KNOWN[key]
 
     for name, module in list(sys.modules.items()):
-        if name.startswith("certify.") and name != "certify.engine.graph" and getattr(module, "trace", None) is trace:
+        if name.startswith("certify.") and name != "certify.engine.tracing" and getattr(module, "trace", None) is trace:
             monkeypatch.setattr(module, "trace", cached)
 
 

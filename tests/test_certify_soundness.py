@@ -18,7 +18,7 @@ from adversarial import Ball
 from adversarial.streams import Streams
 from certify import CROWN, IBP, SDPCROWN, AlphaCROWN
 from certify.contract import margins
-from certify.engine.graph import trace
+from certify.engine.tracing import trace
 
 CERTIFIERS = {
     "IBP": IBP, "CROWN-IBP": lambda ball: CROWN(ball, "ibp"), "CROWN": CROWN, "SDPCROWN": SDPCROWN,

@@ -22,8 +22,8 @@ from adversarial.threat import Ball, norm_of
 from certify import CertifyError, Lipschitz
 from certify.engine.bounds import Bounds
 from certify.engine.curves import CURVES
-from certify.engine.graph import trace
 from certify.engine.operator_norm import NORMS
+from certify.engine.tracing import trace
 from certify.lipschitz import lipsdp as sdp
 from certify.lipschitz import product as products
 from certify.lipschitz.jacobian import gradients

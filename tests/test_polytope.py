@@ -233,6 +233,34 @@ def test_the_dual_follows_the_weights_and_has_their_gradient():
     assert all(torch.equal(p, q) for p, q in zip(model.parameters(), before, strict=True))
 
 
+def test_factors_and_products_after_the_last_relu_have_their_gradient():
+    class Scaled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.last = nn.Parameter(torch.rand(4)), nn.Parameter(torch.randn(4, 3))
+
+        def forward(self, x):
+            return (x * self.first - 0.3).relu() @ self.last
+
+    model, x, y = Scaled().double().eval(), torch.rand(5, 4, dtype=torch.float64), torch.tensor([0, 1, 2, 0, 1])
+    network, region = DualNetwork.of(model, x), Ball("linf", 0.1).around(x)
+
+    def total(first, last):
+        with torch.no_grad():
+            for parameter, value in ((model.first, first), (model.last, last)):
+                parameter.copy_(value)
+        return network.margins(region, y).sum()
+
+    found = torch.autograd.grad(total(model.first, model.last), (model.first, model.last))
+    values = [each.detach().clone() for each in (model.first, model.last)]
+    for place, (value, gradient) in enumerate(zip(values, found, strict=True)):
+        step = torch.zeros_like(value)
+        step[(1,) * value.ndim] = 1e-6
+        shifted = [[v + sign * step if k == place else v for k, v in enumerate(values)] for sign in (1, -1)]
+        slope = float(total(*shifted[0]) - total(*shifted[1])) / 2e-6
+        assert slope and float(gradient[(1,) * value.ndim]) == pytest.approx(slope, rel=1e-5)
+
+
 def test_a_transposed_weight_is_not_the_weight():
     class Transposed(nn.Module):
         def __init__(self):

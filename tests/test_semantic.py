@@ -19,7 +19,7 @@ from adversarial.sets import Blur, BrightnessContrast, Hue, Lightness, Patch, Sa
 from adversarial.streams import Streams
 from adversarial.threat import Ball
 from certify import CROWN, IBP, AlphaCROWN, CertifyError
-from certify.engine.graph import trace
+from certify.engine.tracing import trace
 from certify.randomised.resolvable import Gain, HeatBlur, Roll, rescaled
 from certify.randomised.tss import TSS
 from certify.semantic.cells import cells

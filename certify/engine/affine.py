@@ -16,6 +16,7 @@ from certify.engine.graph import Node, Ref
 Box = tuple[Tensor, Tensor]
 Absolute = Callable[..., Tensor]
 NUMBERS = 2**20  # of a matrix that stands for a convolution of windows: 4 MB
+SPOTS = 8  # for each of the kernel's, that a window has where the matrix still costs less than the convolution
 
 
 class Affine:
@@ -49,9 +50,10 @@ class Affine:
         self, node: Node, front: Front, relaxed: tuple[Tensor, ...], slopes: Any = None
     ) -> tuple[list[Front], Tensor]:
         *zeros, constant = relaxed
+        trained = torch.is_grad_enabled()  # by the numbers in front, or by the weights
         with torch.enable_grad():
             places = [zero.expand(len(front.rows), *zero.shape[1:]).clone().requires_grad_() for zero in zeros]
-            found = torch.autograd.grad(node.run(*places), places, front.rows, create_graph=front.a.requires_grad)
+            found = torch.autograd.grad(node.run(*places), places, front.rows, create_graph=trained)
         return [front.back(rows) for rows in found], front.total(front.pick(constant))
 
 
@@ -65,9 +67,10 @@ class Pointwise(Affine):
         *zeros, constant = super().relax(node, boxes)
         if not self.local(node, [zero.shape[1:] for zero in zeros]):
             return *zeros, constant
+        trained = torch.is_grad_enabled()
         with torch.enable_grad():
             places = [zero.clone().requires_grad_() for zero in zeros]
-            factors = torch.autograd.grad(node.run(*places).sum(), places)
+            factors = torch.autograd.grad(node.run(*places).sum(), places, create_graph=trained)
         return *factors, constant
 
     def back(
@@ -118,7 +121,8 @@ class Convolution(Affine):
         constant = front.total(front.pick(relaxed[-1])) if bool(relaxed[-1].any()) else front.a.new_zeros(1, 1)
         turned = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)[axes - 1]
         if front.window is not None:
-            rows = unrolled(front.rows, lambda a: turned(a, weight, None, stride, 0, 0, groups, dilation))
+            few = SPOTS * weight[0, 0].numel()
+            rows = unrolled(front.rows, lambda a: turned(a, weight, None, stride, 0, 0, groups, dilation), few)
             window = Window(
                 front.window.place,
                 front.window.grid,
@@ -138,14 +142,15 @@ class Convolution(Affine):
         return [front.back(turned(front.rows, weight, None, stride, padding, missing, groups, dilation))], constant
 
 
-def unrolled(rows: Tensor, linear: Callable[[Tensor], Tensor]) -> Tensor:
-    """A linear map of small maps (N, C, …) as one product with its matrix, where there are many of them and it is small."""
+def unrolled(rows: Tensor, linear: Callable[[Tensor], Tensor], spots: int) -> Tensor:
+    """A linear map of small maps (N, C, …) as one product with its matrix, where there are many of them and it is small, to
+    maps of so many spots at most."""
     inputs = rows[0].numel()
     if len(rows) <= inputs:
         return linear(rows)
     unit = torch.eye(inputs, dtype=rows.dtype, device=rows.device).view(inputs, *rows.shape[1:])
     shape = linear(unit[:1]).shape[1:]
-    if inputs * shape.numel() > NUMBERS:
+    if inputs * shape.numel() > NUMBERS or shape[1:].numel() > spots:
         return linear(rows)
     return (rows.flatten(1) @ linear(unit).flatten(1)).view(len(rows), *shape)
 

@@ -15,7 +15,8 @@ class Window:
     """Which part of a map each row sees: from `stride · place + shift` on, along every axis; it may reach outside.
 
     place: (G, R) number of the place in `grid` where a row began; grid and size: extents of that grid and of the map.
-    What it composes to behind convolutions is CNN-Cert's (Boopathy et al., AAAI 2019, arXiv:1811.12395).
+    clean: that the numbers in front of what lies outside are known to be zero. What it composes to behind convolutions is
+    CNN-Cert's (Boopathy et al., AAAI 2019, arXiv:1811.12395).
     """
 
     place: Tensor
@@ -23,6 +24,7 @@ class Window:
     size: tuple[int, ...]
     stride: tuple[int, ...]
     shift: tuple[int, ...]
+    clean: bool = False
 
     def outside(self, extent: tuple[int, ...]) -> list[tuple[int, int]]:
         """By how much windows reach beyond the map before and behind, along every axis; negative for room left."""
@@ -46,8 +48,8 @@ class Window:
 class Front:
     """Linear functions Σ A·value: `a` (G, R, …), R of them for each of G samples.
 
-    owner: numbers of the samples (G,), None for all in their order. With a window, A (G, R, C, …) is in front of that part
-    of a map (C, …) only.
+    owner: numbers of the samples (G,), None for all in their order, or for one group that stands for each of them. With a
+    window, A (G, R, C, …) is in front of that part of a map (C, …) only.
     """
 
     a: Tensor
@@ -74,9 +76,9 @@ class Front:
         views = self.window.views(values, self.a.shape[3:])
         place = self.window.place
         if len(values) > 1:
-            owner = torch.arange(len(place), device=place.device) if self.owner is None else self.owner
+            owner = torch.arange(len(values), device=place.device) if self.owner is None else self.owner
             place = place + owner[:, None] * views.shape[1]
-        return views.flatten(0, 1)[place]
+        return views.flatten(0, 1).index_select(0, place.flatten()).unflatten(0, place.shape)
 
     def total(self, values: Tensor, a: Tensor | None = None) -> Tensor:
         """Σ A·value (G, R) with picked values, for other numbers A of the same shape where given."""
@@ -85,12 +87,27 @@ class Front:
             return torch.matmul(a.flatten(2), values.flatten(2).transpose(1, 2).to(a)).squeeze(-1)
         return (a * values).flatten(2).sum(2)
 
+    def of_each(self, samples: int) -> Front:
+        """With numbers of its own for every sample, where one group stands for all."""
+        a = self.a.expand(samples, *self.a.shape[1:])
+        return replace(
+            self, a=a, window=self.window and replace(self.window, place=self.window.place.expand(len(a), -1))
+        )
+
+    def times(self, values: Tensor) -> Front:
+        """In front of what picked values are multiplied with; these are zero outside a map."""
+        a = self.a * values
+        window = self.window and replace(self.window, place=self.window.place.expand(len(a), -1), clean=True)
+        return replace(self, a=a, window=window)
+
     def clipped(self) -> Front:
         """With zeros in front of what lies outside the map: before, anything may stand there, and what is picked for it must be
         zero for a sum to be right."""
-        if self.window is None or all(each <= 0 for pair in self.window.outside(self.a.shape[3:]) for each in pair):
+        if self.window is None or self.window.clean:
             return self
-        return replace(self, a=self.a * self.pick(self.a.new_ones(1, 1, *self.window.size)))
+        if all(each <= 0 for pair in self.window.outside(self.a.shape[3:]) for each in pair):
+            return self
+        return self.times(self.pick(self.a.new_ones(1, 1, *self.window.size)))
 
     def dense(self) -> Front:
         """In front of the whole map."""
@@ -131,6 +148,7 @@ def aligned(one: Front, two: Front) -> tuple[Front, Front]:
         (min(a, b), max(a + wide, b + broad))
         for a, b, wide, broad in zip(one.window.shift, two.window.shift, one.a.shape[3:], two.a.shape[3:], strict=True)
     ]
+    clean, shift = one.window.clean and two.window.clean, tuple(low for low, _ in ends)
     found = []
     for front in (one, two):
         pads = [
@@ -138,7 +156,7 @@ def aligned(one: Front, two: Front) -> tuple[Front, Front]:
             for (low, high), shift, wide in zip(ends, front.window.shift, front.a.shape[3:], strict=True)
         ]
         a = F.pad(front.a, [each for pair in reversed(pads) for each in pair])
-        found.append(replace(front, a=a, window=replace(front.window, shift=tuple(low for low, _ in ends))))
+        found.append(replace(front, a=a, window=replace(front.window, shift=shift, clean=clean)))
     return found[0], found[1]
 
 

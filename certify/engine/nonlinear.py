@@ -83,17 +83,16 @@ class OneNumber:
             passed = positive * below + negative * above
             return [replace(front, a=passed)], front.total(b, positive) + front.total(c, negative)
         below, b, above, c = relaxed[:4]
-        passed = front.a * torch.where(front.a > 0, front.pick(below), front.pick(above))
+        passed = front.times(torch.where(front.a > 0, front.pick(below), front.pick(above)))
         constant = front.a.new_zeros(1, 1)
         for line, side in ((b, {"min": 0}), (c, {"max": 0})):
             if bool(line.any()):
                 constant = constant + front.total(front.pick(line), front.a.clamp(**side))
-        return [replace(front, a=passed)], constant
+        return [passed], constant
 
 
-class Product:
-    r"""A product of two values, $xy$ or $XY$: between the planes $\bar y x + \bar x y - \bar x\bar y \mp r_x r_y$, with middles
-    and radii of both boxes, which is McCormick's bound averaged over its two planes."""
+class Planes:
+    """What rules share that take no windows, and whose planes a smaller box always changes."""
 
     nonlinear = True
 
@@ -102,6 +101,11 @@ class Product:
 
     def undecided(self, node: Node, box: Box) -> Tensor:
         return box[1] > box[0]
+
+
+class Product(Planes):
+    r"""A product of two values, $xy$ or $XY$: between the planes $\bar y x + \bar x y - \bar x\bar y \mp r_x r_y$, with middles
+    and radii of both boxes, which is McCormick's bound averaged over its two planes."""
 
     def box(self, node: Node, boxes: list[Box]) -> Box:
         (x, rx), (y, ry) = (((low + high) / 2, (high - low) / 2) for low, high in boxes)
@@ -127,19 +131,11 @@ class Product:
         return [front.back(rows) for rows in found], constant
 
 
-class Largest:
+class Largest(Planes):
     """The largest along an axis: CNN-Cert's planes.
 
     Reference: Boopathy et al., "CNN-Cert", AAAI 2019, arXiv:1811.12395, appendix on max pooling.
     """
-
-    nonlinear = True
-
-    def local(self, node: Node, shapes: list[torch.Size]) -> bool:
-        return False
-
-    def undecided(self, node: Node, box: Box) -> Tensor:
-        return box[1] > box[0]
 
     def box(self, node: Node, boxes: list[Box]) -> Box:
         return node.run(boxes[0][0]), node.run(boxes[0][1])
@@ -168,16 +164,8 @@ class Largest:
         return [replace(front, a=passed)], front.total(above, negative)
 
 
-class Step:
+class Step(Planes):
     """What jumps has no bound but at values that the threat leaves as they are, where it is a constant (`Bounds.interval`)."""
-
-    nonlinear = True
-
-    def local(self, node: Node, shapes: list[torch.Size]) -> bool:
-        return False
-
-    def undecided(self, node: Node, box: Box) -> Tensor:
-        return torch.zeros_like(box[0], dtype=torch.bool)
 
     def box(self, node: Node, boxes: list[Box]) -> Box:
         raise CertifyError(
@@ -194,16 +182,11 @@ class Step:
         raise CertifyError(f"expected {node.op} of values that are known, got it in a bound of what moves")
 
 
-class Chosen:
+class Chosen(Planes):
     """One value or another, by a condition that the threat leaves as it is, for each sample its own."""
 
-    nonlinear = True
-
-    def local(self, node: Node, shapes: list[torch.Size]) -> bool:
-        return False
-
     def undecided(self, node: Node, box: Box) -> Tensor:
-        return torch.zeros_like(box[0], dtype=torch.bool)
+        return torch.zeros_like(box[0], dtype=torch.bool)  # the condition is known: linear in the values
 
     def box(self, node: Node, boxes: list[Box]) -> Box:
         return node.run(*(low for low, _ in boxes)), node.run(*(high for _, high in boxes))

@@ -16,8 +16,9 @@ from certify.checks import answers, check_classes, check_labels
 from certify.engine.bounds import Bounds
 from certify.engine.curves import Curve
 from certify.engine.front import Front
-from certify.engine.graph import Graph, trace
+from certify.engine.graph import Graph
 from certify.engine.nonlinear import OneNumber
+from certify.engine.tracing import trace
 from certify.errors import CertifyError
 from certify.linear.crown import Linear
 from certify.radius import radius_of

@@ -14,7 +14,8 @@ from certify.checks import answers, check_labels
 from certify.engine.ascent import Ascent
 from certify.engine.bounds import NUMBERS, Bounds
 from certify.engine.front import Front
-from certify.engine.graph import Graph, trace
+from certify.engine.graph import Graph
+from certify.engine.tracing import trace
 from certify.errors import CertifyError
 
 

@@ -16,7 +16,8 @@ from adversarial.geometry import scale_l2
 from adversarial.threat import Ball, Region
 from certify.certificate import Certificate, proof
 from certify.checks import answers, check_labels
-from certify.engine.graph import Graph, trace
+from certify.engine.graph import Graph
+from certify.engine.tracing import trace
 from certify.errors import CertifyError
 from certify.linear.polytope import DualNetwork, WongKolter, batches
 from certify.radius import radius_of
@@ -134,7 +135,8 @@ class NonUniformBox:
     delta: float = 1e-4
 
     def __call__(self, model: nn.Module | Graph, x: Tensor, y: Tensor, *, batch_size: int = 64) -> Certificate:
-        """Certificates whose radius is the narrowest side of the box; it has no margin over the threat.
+        """Certificates for inputs x (B, …) with labels y (B,), whose radius is the narrowest half-width of the box; they have no
+        margin over the threat.
 
         Raises: CertifyError for a model that is no chain of linear layers and ReLU, another threat, and wrong labels.
         """
@@ -164,7 +166,7 @@ class NonUniformBox:
         """The largest box (n, …) on the way from cubes (n,), each shrunk until it is shown."""
         wide = (-1, *(1,) * (x.ndim - 1))
         start = cube.log().view(wide).expand_as(x)
-        own = torch.nn.functional.one_hot(y, dual.chain[-1].shape.numel()).bool()
+        own = torch.nn.functional.one_hot(y, dual.graph.nodes[dual.graph.output].shape.numel()).bool()
 
         def slack(sides: Tensor) -> Tensor:
             """How far margins are above what is asked of them, in units of the clean margin."""

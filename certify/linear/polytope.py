@@ -22,13 +22,16 @@ from torch import Tensor, nn
 from adversarial.threat import Region, Threat
 from certify.certificate import Certificate, proof
 from certify.checks import answers, check_labels
-from certify.engine.graph import Graph, Node, trace
+from certify.engine.affine import Box
+from certify.engine.bounds import Bounds
+from certify.engine.front import Front, begun
+from certify.engine.graph import Graph
 from certify.engine.rules import rule_of
+from certify.engine.tracing import trace
 from certify.errors import CertifyError
 from certify.linear.crown import bounded, plain
-from certify.linear.windows import NUMBERS, Rows, Whole, rows_of
 
-Box = tuple[Tensor, Tensor]
+NUMBERS = 2**25  # of the largest tensor of rows: 128 MB in float32
 
 
 @dataclass(frozen=True)
@@ -42,7 +45,7 @@ class DualNetwork:
     ICML 2018, arXiv:1711.00851.
     """
 
-    chain: tuple[Node, ...]
+    graph: Graph
 
     @classmethod
     def of(cls, model: nn.Module | Graph, x: Tensor) -> DualNetwork:
@@ -51,69 +54,91 @@ class DualNetwork:
         Raises: CertifyError for a model that is not such a chain.
         """
         graph = trace(model, x)
-        chain = tuple(graph.nodes.values())
-        for before, node in pairwise(chain):
+        for before, node in pairwise(graph.nodes.values()):
             if node.inputs != (before.name,) or (node.op != "relu" and rule_of(node).nonlinear):
                 raise CertifyError(
                     f"expected a chain of linear layers and ReLU, got {node.op} of {', '.join(node.inputs)} in "
                     f"{node.path or 'the model'}; use CROWN, which has rules for other operations and branches"
                 )
         parameters = {} if isinstance(model, Graph) else {p.data_ptr(): p for p in model.parameters() if p.numel()}
-        return cls(tuple(replace(node, args=tuple(live(each, parameters) for each in node.args)) for node in chain))
+        nodes = {
+            name: replace(node, args=tuple(live(each, parameters) for each in node.args))
+            for name, node in graph.nodes.items()
+        }
+        return cls(replace(graph, nodes=nodes))
 
-    def boxes(self, region: Region) -> dict[int, Box]:
-        """Bounds (n, …) of what goes into each ReLU, by its place in the chain."""
-        known: dict[int, Box] = {}
-        for place, node in enumerate(self.chain):
+    def boxes(self, region: Region) -> dict[str, Box]:
+        """Bounds (n, …) of what goes into each ReLU, by the ReLU's name."""
+        known: dict[str, Box] = {}
+        for name, node in self.graph.nodes.items():
             if node.op == "relu":
-                shape = self.chain[place - 1].shape
-                parts = [self.bound(rows, place - 1, region, known) for rows in self.portions(shape, region)]
-                low, high = (torch.cat(sides, 1).view(-1, *shape) for sides in zip(*parts, strict=True))
-                known[place] = low, torch.maximum(low, high)
+                parts = [self.bound(node.inputs[0], front, region, known) for front in self.portions(name, region)]
+                low, high = (torch.cat(sides, 1).view(-1, *node.shape) for sides in zip(*parts, strict=True))
+                known[name] = low, torch.maximum(low, high)
         return known
 
-    def portions(self, shape: torch.Size, region: Region) -> list[Rows]:
-        """Rows that pick every number of a value, as many at a time as memory holds."""
-        numbers = len(region) * max(node.shape.numel() for node in self.chain)
-        each = shape[1:].numel() if len(shape) == 3 else 1
-        some = torch.arange(shape.numel() // each, device=region.anchor.device)
-        return [rows_of(shape, part, region.anchor) for part in some.split(max(1, NUMBERS // (numbers * each)))]
+    def portions(self, name: str, region: Region) -> list[Front]:
+        """Rows that pick every number that goes into a ReLU, alike for all samples; as many at a time as memory holds, and
+        whole channels of maps."""
+        shape, windowed = self.graph.nodes[name].shape, Bounds(self.graph, region).windowed(name)
+        size = len(region) * max(node.shape.numel() for node in self.graph.nodes.values())
+        channel = shape[1:].numel() if windowed else 1
+        places = torch.arange(shape.numel(), device=region.anchor.device)[None]
+        some = places.split(channel * max(1, NUMBERS // (size * channel)), 1)
+        return [begun(shape, each, 1.0, region.anchor, windowed=windowed) for each in some]
 
-    def bound(self, rows: Rows, place: int, region: Region, known: dict[int, Box]) -> Box:
-        """The least and the most (n, R) of Σ a·value for rows in front of the value at a place."""
-        rows, low, high = self.back(rows, place, known)
-        least, most = rows.reach(region)
+    def bound(self, name: str, front: Front, region: Region, known: dict[str, Box]) -> Box:
+        """The least and the most (n, R) of Σ A·value for rows in front of a node."""
+        front, low, high = self.back(name, front, known)
+        least, most = self.reach(front, region)
         return low + least, high + most
 
-    def back(self, rows: Rows, place: int, known: dict[int, Box]) -> tuple[Rows, Tensor, Tensor]:
+    def back(self, name: str, front: Front, known: dict[str, Box]) -> tuple[Front, Tensor, Tensor]:
         """ν in front of the input, and what is added to ν·x below and above: two parallel planes."""
-        low = high = torch.zeros(())
-        for i in range(place, 0, -1):
-            node, shape = self.chain[i], self.chain[i - 1].shape
+        low = high = front.a.new_zeros(1, 1)
+        while name != self.graph.input:
+            node = self.graph.nodes[name]
+            name = node.inputs[0]
             if node.op == "relu":
-                slope, gap = chord(*known[i])
-                low, high = low + rows.part(high=0.0).dot(gap), high + rows.part(low=0.0).dot(gap)
-                rows = rows.times(slope)
-            else:
-                rows, constant = rows.through(node, shape)
-                low, high = low + constant, high + constant
-        return rows, low, high
+                slope, gap = (front.pick(each) for each in chord(*known[node.name]))
+                lifted = (front.a * gap).flatten(2)  # what is negative counts below, what is positive above
+                middle, size = lifted.sum(2) / 2, torch.linalg.vector_norm(lifted, 1, dim=2) / 2
+                front, low, high = front.times(slope), low + (middle - size), high + (middle + size)
+                continue
+            rule, shape = rule_of(node), self.graph.nodes[name].shape
+            zeros = front.a.new_zeros(1, *shape)
+            front = front if front.window is None or rule.local(node, [shape]) else front.dense()
+            (front,), constant = rule.back(node, front, rule.relax(node, [(zeros, zeros)]))
+            low, high = low + constant, high + constant
+        return front, low, high
+
+    def reach(self, front: Front, region: Region) -> Box:
+        """The least and the most (n, R) of Σ A·x in a region."""
+        if region.norm == "linf":  # the box is the ball, and has both at once
+            low, high = region.box()
+            middle = front.total(front.pick((low + high) / 2))
+            radius = front.total(front.pick((high - low) / 2), front.a.abs())
+            return middle - radius, middle + radius
+        bounds, front = Bounds(self.graph, region), front.of_each(len(region))
+        return bounds.least(front), -bounds.least(replace(front, a=-front.a))
 
     def margins(self, region: Region, y: Tensor) -> Tensor:
         """Lower bounds (n, classes) of the logit of y minus each; zero at y itself.
 
         Their negative stands for logits in the robust loss, `cross_entropy(-margins, y)`.
         """
-        return self.bound(self.differences(region, y), len(self.chain) - 1, region, self.boxes(region))[0]
+        return self.bound(self.graph.output, self.differences(region, y), region, self.boxes(region))[0]
 
     def planes(self, region: Region, y: Tensor) -> tuple[Tensor, Tensor]:
         """a (n, classes, …) and b (n, classes): the margins are nowhere in the region below a·x + b."""
-        rows, low, _ = self.back(self.differences(region, y), len(self.chain) - 1, self.boxes(region))
-        return rows.a.expand(len(y), *rows.a.shape[1:]), low
+        front, low, _ = self.back(self.graph.output, self.differences(region, y), self.boxes(region))
+        return front.a, low.expand(front.a.shape[:2])
 
-    def differences(self, region: Region, y: Tensor) -> Whole:
-        eye = torch.eye(self.chain[-1].shape.numel(), dtype=region.anchor.dtype, device=y.device)
-        return Whole(eye[y].unsqueeze(1) - eye)
+    def differences(self, region: Region, y: Tensor) -> Front:
+        """Rows (n, classes, classes) that take each logit from that of y."""
+        classes = self.graph.nodes[self.graph.output].shape.numel()
+        eye = torch.eye(classes, dtype=region.anchor.dtype, device=y.device)
+        return Front(eye[y].unsqueeze(1) - eye)
 
 
 def chord(low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
@@ -145,7 +170,7 @@ class WongKolter:
 
     @torch.no_grad()
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor, *, batch_size: int = 64) -> Certificate:
-        """Certificates for inputs x (B, …) with labels y (B,).
+        """Certificates for inputs x (B, …) with labels y (B,), whose radius is eps where all of the threat is shown, else 0.
 
         Raises: CertifyError for a model that is no chain of linear layers and ReLU, a lifted threat, and wrong labels.
         """

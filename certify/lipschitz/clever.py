@@ -117,6 +117,7 @@ class CLEVER:
         return self.estimated(model, x, y, checked(model, x, y, batch_size))
 
     def estimated(self, model: nn.Module, x: Tensor, y: Tensor, logits: Tensor) -> Estimate:
+        """`estimate` where the logits (B, classes) are known."""
         from tqdm.auto import tqdm
 
         region = self.ball(x)

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from adversarial.threat import Region, Threat
 from certify.certificate import Certificate, proof
 from certify.checks import answers, check_labels
-from certify.engine.graph import check_precision
+from certify.engine.answers import check_precise
 from certify.errors import CertifyError
 from certify.linear.crown import bounded, plain
 
@@ -139,7 +139,7 @@ def batches(threat: Threat, model: nn.Module, x: Tensor, y: Tensor, size: int) -
     check_labels(x, y)
     if not isinstance(model, NEMON):
         raise CertifyError(f"expected a NEMON, got {type(model).__name__}; other networks are certified by CROWN")
-    check_precision(x)
+    check_precise(x)
     region, logits = bounded(plain(threat.around(x))), answers(model, x, y, size)
     for some in torch.arange(len(x), device=x.device).split(size):
         weight, bias = model.output.weight, model.output.bias

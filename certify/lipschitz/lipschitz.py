@@ -14,8 +14,9 @@ from adversarial.threat import DUAL, Ball, Region, norm_of
 from certify.certificate import Certificate
 from certify.checks import answers, check_labels
 from certify.engine.bounds import NUMBERS, Bounds
-from certify.engine.graph import Graph, trace
+from certify.engine.graph import Graph
 from certify.engine.operator_norm import Norm
+from certify.engine.tracing import trace
 from certify.errors import CertifyError
 from certify.linear.crown import bounded
 from certify.lipschitz.jacobian import gradients
@@ -43,7 +44,13 @@ class Lipschitz:
             other of at most 500 units in all; needs cvxpy; see `lipsdp`.
         "lipopt": a linear program for every pair, linf, very small networks; see `lipopt`.
 
-    Bounds are computed in double precision; the model's own rounding is left out.
+    Bounds are computed in double precision; the model's own rounding is left out. The radius is in the units of eps.
+
+    Raises: CertifyError for an unknown method, and for a threat that is no Ball of a norm that the method bounds.
+
+    Reference: Tsuzuku et al., "Lipschitz-margin training", NeurIPS 2018, arXiv:1802.04034, for the margin divided by a
+    constant; those of the methods stand with them.
+    Differs from the paper: a constant for each difference of two logits.
     """
 
     threat: Ball

@@ -21,7 +21,7 @@ from adversarial.streams import Streams
 from adversarial.threat import Ball
 from certify.certificate import Certificate
 from certify.checks import check_labels
-from certify.engine.graph import check_still
+from certify.engine.tracing import check_still
 from certify.errors import CertifyError
 from certify.randomised.votes import BoundsOf, check_bounds, check_sampling, counted, shares
 

@@ -46,6 +46,7 @@ class Writings:
     rewrite: Callable[[str, int], str]
 
     def contains(self, candidate: str, text: str) -> bool:
+        """Whether two texts have the same canonical form."""
         return self.canonical(candidate) == self.canonical(text)
 
     def draws(self, text: str, count: int, seed: int) -> list[str]:

@@ -252,6 +252,7 @@ def opened(threat: Ball, model: nn.Module, x: Tensor, y: Tensor) -> Region:
 def keeper_of(
     checkpoint: str | Path | None, accelerator: Accelerator | None, certifier: object, model: nn.Module, x: Tensor, y: Tensor
 ) -> Keeper:  # fmt: skip
+    """What keeps finished inputs in a folder, marked by all that their certificates depend on; nothing without one."""
     if checkpoint is None:
         return Keeper(None, "")
     return Keeper(Path(checkpoint) / share_name(accelerator), mark_of(certifier, model, x, y))

@@ -17,7 +17,7 @@ from adversarial.attacks.tokens import Substitutions, Tokens
 from adversarial.streams import Streams, shifted
 from certify.certificate import Certificate
 from certify.checks import answers, check_labels
-from certify.engine.graph import check_still
+from certify.engine.tracing import check_still
 from certify.errors import CertifyError
 from certify.randomised.votes import BoundsOf, check_bounds, check_sampling, counted, shares
 

@@ -12,7 +12,7 @@ from adversarial.streams import Streams
 from adversarial.threat import Region
 from certify.certificate import Certificate
 from certify.checks import check_labels
-from certify.engine.graph import check_still
+from certify.engine.tracing import check_still
 from certify.errors import CertifyError
 from certify.randomised.resolvable import Gain, HeatBlur, Resolvable, Roll
 from certify.randomised.smoothing import below

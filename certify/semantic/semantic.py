@@ -17,7 +17,8 @@ from adversarial.lifting import Lifted
 from adversarial.threat import Region, Threat
 from certify.certificate import Certificate, Certifier
 from certify.checks import check_classes, check_labels
-from certify.engine.graph import Graph, trace
+from certify.engine.graph import Graph
+from certify.engine.tracing import trace
 from certify.linear.crown import CROWN
 from certify.semantic.cells import cells, counts, parameters, places, walk
 from certify.semantic.enclosures import enclosed
