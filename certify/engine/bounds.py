@@ -20,7 +20,7 @@ from torch import Tensor
 from adversarial.threat import Region
 from certify.engine.affine import Box, Convolution, Dense, Pointwise
 from certify.engine.coupling import Coupling
-from certify.engine.front import Front, begun
+from certify.engine.front import Front, begun, flat
 from certify.engine.graph import Graph
 from certify.engine.nonlinear import Chosen, OneNumber, Product, Slopes, Step
 from certify.engine.rules import ONE_EACH, rule_of
@@ -66,7 +66,7 @@ class Bounds:
         boxes = [self.boxes[other] for other in node.inputs]
         if self.still.issuperset(node.inputs):
             value = node.run(*(low for low, _ in boxes))
-            return value, value
+            return finite(value, value)
         if not isinstance(self.rules[name], (Chosen, Step)) and not all(low.is_floating_point() for low, _ in boxes):
             raise CertifyError(
                 f"expected floating point beside what the threat moves, got {node.op} of whole numbers or truth values in "
@@ -76,7 +76,7 @@ class Bounds:
         if name in self.first:
             middle, reach = self.first[name]
             low, high = torch.maximum(low, middle - reach), torch.minimum(high, middle + reach)
-        return low, high
+        return finite(low, high)
 
     @cached_property
     def first(self) -> dict[str, Box]:
@@ -150,9 +150,9 @@ class Bounds:
 
         bound: what gives the least of rows (G, R) instead of lines that leave the least area.
         """
-        low, high = (side.flatten(1).clone() for side in self.boxes[name])
+        low, high = (flat(side, 1).clone() for side in self.boxes[name])
         shape = self.graph.nodes[name].shape
-        wanted = self.undecided(name).flatten(1)
+        wanted = flat(self.undecided(name), 1)
         most = int(wanted.sum(1).max())
         places = wanted.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :most]
         size = max(1, NUMBERS // (len(low) * self.size(name)))
@@ -289,3 +289,11 @@ class Bounds:
         eps = front.of(region.eps)[:, None].expand(wide[:2]).flatten()
         fall = replace(region, anchor=front.rows.flatten(1), low=low, high=high, eps=eps).support(-front.rows)
         return front.total(front.pick(region.anchor)) - fall.view(wide[:2])
+
+
+def finite(low: Tensor, high: Tensor) -> Box:
+    """A box that overflowed: what is no number may be any, and beyond the largest number lies more than one."""
+    if not low.is_floating_point():
+        return low, high
+    most = torch.finfo(low.dtype).max
+    return low.nan_to_num(-torch.inf, most, -torch.inf), high.nan_to_num(torch.inf, torch.inf, -most)
