@@ -254,7 +254,7 @@ def flattened(program: Any) -> Graph:
             first = node.name
             nodes[first] = Node(first, "input", torch.Tensor.clone, (), {}, (), node.meta["val"].shape[1:], "")
         elif node.op == "output":
-            last = node.args[0][0].name
+            last = signature.user_outputs[0]  # in front of it are buffers that change
         elif not any(other.name in nodes or other.name in several for other in node.all_input_nodes):
             with torch.no_grad():
                 args, kwargs = torch.fx.node.map_arg((node.args, node.kwargs), lambda other: constants[other.name])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from difflib import get_close_matches
 from typing import Any, Protocol
 
 import torch
@@ -105,8 +106,8 @@ def rule_of(node: Node) -> Rule:
         return CHOSEN
     if node.op in RULES and (node.op != "index" or len(node.inputs) == 1):
         return RULES[node.op]
-    known = ", ".join(sorted({*RULES, *PRODUCTS, "add"}))
+    known = ", ".join(get_close_matches(node.op, {*RULES, *PRODUCTS, "add"}, 3)) or "few of that kind"
     raise CertifyError(
-        f"expected operations with a rule, got {node.op} in {node.path or 'the model'}; known are {known}. Rewrite the module "
-        "with these, or use smoothing, which needs no rules"
+        f"expected operations with a rule, got {node.op} in {node.path or 'the model'}; known are {known} and the others of "
+        "certify.engine.rules. Rewrite the module with these, or use smoothing, which needs no rules"
     )
