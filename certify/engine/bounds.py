@@ -26,6 +26,7 @@ from certify.engine.nonlinear import Chosen, OneNumber, Product, Slopes, Step
 from certify.engine.rules import ONE_EACH, rule_of
 from certify.errors import CertifyError
 
+DUAL = {"l2": 2, "l1": torch.inf}
 NUMBERS = 2**24  # of the largest tensor in front of a node's values: 64 MB in float32
 
 
@@ -82,12 +83,12 @@ class Bounds:
     def first(self) -> dict[str, Box]:
         """Of linear layers on the input itself: their values, and how far an L2 or L1 ball lets each number move."""
         found: dict[str, Box] = {}
-        region, dual = self.region, {"l2": 2, "l1": torch.inf}
-        for name, rule in self.rules.items() if region.norm in dual and type(region) is Region else ():
+        region = self.region
+        for name, rule in self.rules.items() if region.norm in DUAL and type(region) is Region else ():
             node = self.graph.nodes[name]
             weight = rule.weight(node) if isinstance(rule, Dense | Convolution) else None
             if weight is not None and self.graph.moved(node.inputs[0]):
-                steep = torch.linalg.vector_norm(weight.flatten(1), dual[region.norm], dim=1)
+                steep = steepness(weight.flatten(1), region.norm)
                 wide = (-1,) if isinstance(rule, Dense) else (-1, *(1,) * (weight.ndim - 2))
                 with torch.no_grad():
                     middle = self.graph.values(region.anchor, name)[name]
@@ -277,9 +278,7 @@ class Bounds:
             middle, radius = (region.floor + region.ceiling) / 2, (region.ceiling - region.floor) / 2
             return front.total(front.pick(middle)) - front.total(front.pick(radius), front.a.abs())
         if self.uncut:
-            size = torch.linalg.vector_norm(
-                front.clipped().a.flatten(2), {"l2": 2, "l1": torch.inf}[region.norm], dim=2
-            )
+            size = steepness(front.clipped().a.flatten(2), region.norm)
             return front.total(front.pick(region.anchor)) - front.of(region.eps)[:, None] * size
         wide = front.a.shape
         low, high = (
@@ -297,3 +296,9 @@ def finite(low: Tensor, high: Tensor) -> Box:
         return low, high
     most = torch.finfo(low.dtype).max
     return low.nan_to_num(-torch.inf, most, -torch.inf), high.nan_to_num(torch.inf, torch.inf, -most)
+
+
+def steepness(rows: Tensor, norm: str) -> Tensor:
+    """By how much linear functions (…, D) grow at most along a step of length 1; never below it, also where squares underflow."""
+    found = torch.linalg.vector_norm(rows, DUAL[norm], dim=-1)
+    return found + (rows.shape[-1] * torch.finfo(rows.dtype).tiny) ** 0.5 if norm == "l2" else found
