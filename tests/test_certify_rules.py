@@ -89,7 +89,7 @@ FUNCTIONS = {
     ),
     "ends": (
         lambda v: v.clamp(torch.full((6,), -0.1).to(v), torch.linspace(0.1, 0.5, 6).to(v)), lambda v: torch.clamp(v, min=v.flip(1)),
-        lambda v: v.clamp(-1e30, 1e30), lambda v: v.clamp(max=1e30), lambda v: v.clamp(-math.inf, 0.2), lambda v: v.clamp(0.3, 0.3),
+        lambda v: v.clamp(-1e30, 1e30), lambda v: v.clamp(max=1e30), lambda v: v.clamp(-math.inf, 0.2), lambda v: v.clamp(-math.inf, math.inf), lambda v: v.clamp(0.3, 0.3),
         lambda v: v.clamp(0.3, -0.2), lambda v: torch.max(v, v.flip(1)), lambda v: torch.min(v, torch.full_like(v, 0.1)),
     ),
     "powers": (lambda v: v**0, lambda v: 2**v, lambda v: torch.true_divide(v, v.square() + 1)),

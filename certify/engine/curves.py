@@ -88,6 +88,9 @@ class Curve:
 
     def straights(self) -> list[tuple[float, float]]:
         """Slope and value at zero of every piece of a straight curve."""
+        if not self.knots:
+            zero, unit = self.f(torch.tensor([0.0, 1.0], dtype=torch.float64)).tolist()
+            return [(unit - zero, zero)]
         found = []
         for start, end in self.pieces():
             one = start if math.isfinite(start) else min(end, 0.0) - max(1.0, abs(end))
