@@ -11,12 +11,11 @@ from torch.nn import functional as F
 
 from adversarial.streams import Streams
 from adversarial.threat import Ball
-from certify import CROWN, IBP, SDPCROWN, BetaCROWN, CertifyError, InputSplit
+from certify import CROWN, IBP, SDPCROWN, BetaCROWN, CertifyError, InputSplit, trace
 from certify.engine.ascent import Ascent
 from certify.engine.bounds import Bounds
 from certify.engine.curves import CURVES
 from certify.engine.front import Front
-from certify.engine.graph import trace
 from certify.engine.nonlinear import Largest
 
 
