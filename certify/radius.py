@@ -56,4 +56,4 @@ def radius_of(
 def following(found: Tensor, refused: Tensor, size: Tensor) -> Tensor:
     """The next eps to try: a step down or up where one side is open, else the geometric mean."""
     step = torch.where(found == 0, refused / torch.e, size * torch.e)
-    return torch.where((found > 0) & refused.isfinite(), (found * refused).sqrt(), step)
+    return torch.where((found > 0) & refused.isfinite(), found.sqrt() * refused.sqrt(), step)

@@ -87,8 +87,8 @@ class Dense(Affine):
     """x Wᵀ + b along the last axis."""
 
     def weight(self, node: Node) -> Tensor | None:
-        """W (out, in), None where it is no constant."""
-        return node.args[1] if torch.is_tensor(node.args[1]) else None
+        """W (out, in), None for one row, which leaves one number of each sample."""
+        return node.args[1] if node.args[1].ndim == 2 else None
 
     def back(
         self, node: Node, front: Front, relaxed: tuple[Tensor, ...], slopes: Any = None
@@ -180,7 +180,8 @@ def weighted(node: Node, *reach: Tensor) -> Tensor:
 
 def added(node: Node, *reach: Tensor) -> Tensor:
     """A sum or difference: everything that is uncertain spreads."""
-    factors = [1.0, abs(node.kwargs.get("alpha", 1.0))]
+    alpha = node.args[2] if len(node.args) > 2 else node.kwargs.get("alpha", 1.0)  # beside a number it is no keyword
+    factors = [1.0, abs(alpha)]
     if node.op == "rsub":
         factors.reverse()
     uncertain = [factor for argument, factor in zip(node.args, factors, strict=False) if isinstance(argument, Ref)]

@@ -20,12 +20,13 @@ from torch import Tensor
 from adversarial.threat import Region
 from certify.engine.affine import Box, Convolution, Dense, Pointwise
 from certify.engine.coupling import Coupling
-from certify.engine.front import Front, begun
+from certify.engine.front import Front, begun, flat
 from certify.engine.graph import Graph
 from certify.engine.nonlinear import Chosen, OneNumber, Product, Slopes, Step
 from certify.engine.rules import ONE_EACH, rule_of
 from certify.errors import CertifyError
 
+DUAL = {"l2": 2, "l1": torch.inf}
 NUMBERS = 2**24  # of the largest tensor in front of a node's values: 64 MB in float32
 Bound = Callable[[str, Front], Tensor]
 CACHED = 2**18  # of what is passed over many times
@@ -68,7 +69,7 @@ class Bounds:
         boxes = [self.boxes[other] for other in node.inputs]
         if self.still.issuperset(node.inputs):
             value = node.run(*(low for low, _ in boxes))
-            return value, value
+            return finite(value, value)
         if not isinstance(self.rules[name], (Chosen, Step)) and not all(low.is_floating_point() for low, _ in boxes):
             raise CertifyError(
                 f"expected floating point beside what the threat moves, got {node.op} of whole numbers or truth values in "
@@ -78,18 +79,18 @@ class Bounds:
         if name in self.first:
             middle, reach = self.first[name]
             low, high = torch.maximum(low, middle - reach), torch.minimum(high, middle + reach)
-        return low, high
+        return finite(low, high)
 
     @cached_property
     def first(self) -> dict[str, Box]:
         """Of linear layers on the input itself: their values, and how far an L2 or L1 ball lets each number move."""
         found: dict[str, Box] = {}
-        region, dual = self.region, {"l2": 2, "l1": torch.inf}
-        for name, rule in self.rules.items() if region.norm in dual and type(region) is Region else ():
+        region = self.region
+        for name, rule in self.rules.items() if region.norm in DUAL and type(region) is Region else ():
             node = self.graph.nodes[name]
             weight = rule.weight(node) if isinstance(rule, Dense | Convolution) else None
             if weight is not None and self.graph.moved(node.inputs[0]):
-                steep = torch.linalg.vector_norm(weight.flatten(1), dual[region.norm], dim=1)
+                steep = steepness(weight.flatten(1), region.norm)
                 wide = (-1,) if isinstance(rule, Dense) else (-1, *(1,) * (weight.ndim - 2))
                 with torch.no_grad():
                     middle = self.graph.values(region.anchor, name)[name]
@@ -157,9 +158,9 @@ class Bounds:
 
     def backward(self, name: str, bound: Bound) -> Box:
         """The box of a node, with bounds of rows (G, R) in front of it where a smaller one would matter."""
-        low, high = (side.flatten(1) for side in self.boxes[name])
+        low, high = (flat(side, 1) for side in self.boxes[name])
         shape = self.graph.nodes[name].shape
-        wanted = self.undecided(name).flatten(1)
+        wanted = flat(self.undecided(name), 1)
         most = int(wanted.sum(1).max())
         places = wanted.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :most]
         size = max(1, NUMBERS // (len(low) * self.size(name)))
@@ -290,9 +291,7 @@ class Bounds:
             middle, radius = (region.floor + region.ceiling) / 2, (region.ceiling - region.floor) / 2
             return front.total(front.pick(middle)) - front.total(front.pick(radius), front.a.abs())
         if self.uncut:
-            size = torch.linalg.vector_norm(
-                front.clipped().a.flatten(2), {"l2": 2, "l1": torch.inf}[region.norm], dim=2
-            )
+            size = steepness(front.clipped().a.flatten(2), region.norm)
             return front.total(front.pick(region.anchor)) - front.of(region.eps)[:, None] * size
         wide = front.a.shape
         low, high = (
@@ -320,3 +319,17 @@ def in_parts(function: Callable[..., Tensor], rows: Tensor, *others: Tensor) -> 
             for part in every
         ]
     )
+
+
+def finite(low: Tensor, high: Tensor) -> Box:
+    """A box that overflowed: what is no number may be any, and beyond the largest number lies more than one."""
+    if not low.is_floating_point():
+        return low, high
+    most = torch.finfo(low.dtype).max
+    return low.nan_to_num(-torch.inf, most, -torch.inf), high.nan_to_num(torch.inf, torch.inf, -most)
+
+
+def steepness(rows: Tensor, norm: str) -> Tensor:
+    """By how much linear functions (…, D) grow at most along a step of length 1; never below it, also where squares underflow."""
+    found = torch.linalg.vector_norm(rows, DUAL[norm], dim=-1)
+    return found + (rows.shape[-1] * torch.finfo(rows.dtype).tiny) ** 0.5 if norm == "l2" else found

@@ -10,8 +10,16 @@ import torch
 from torch import Tensor
 
 aten = torch.ops.aten
-FAR = -1e9  # stands for what is outside the image of a max pooling
-MOST = 40.0  # exp of more is one in 4e-18 of a softmax, less than double precision tells from nothing; of a mask it overflows
+
+
+def far(dtype: torch.dtype) -> float:
+    """Stands for what is outside the image of a max pooling; sums and differences of it do not overflow."""
+    return torch.finfo(dtype).min / 4
+
+
+def most(dtype: torch.dtype) -> float:
+    """exp of more would soon overflow, as of a mask; 1 / exp of it is less than the type tells from nothing, or nearly so."""
+    return 0.9 * math.log(torch.finfo(dtype).max)
 
 
 def divide(x: Any, y: Any, *, rounding_mode: str | None = None) -> Tensor:
@@ -22,15 +30,29 @@ def divide(x: Any, y: Any, *, rounding_mode: str | None = None) -> Tensor:
 
 def softmax(x: Tensor, dim: int, *_: Any) -> Tensor:
     """1 / Σ_j exp(x_j − x_i): sums of exponentials of differences lose less than a quotient of two bounds."""
-    x = x.transpose(dim, -1)
-    others = 1 - torch.eye(x.shape[-1], dtype=x.dtype, device=x.device)  # intervals forget that x_i − x_i is 0
-    apart = ((x.unsqueeze(-2) - x.unsqueeze(-1)) * others).clamp(max=MOST)
+    apart = differences(x.transpose(dim, -1)).clamp(max=most(x.dtype))
     return torch.exp(apart).sum(-1).reciprocal().transpose(dim, -1)
 
 
 def log_softmax(x: Tensor, dim: int, *_: Any) -> Tensor:
-    x = x.transpose(dim, -1)
-    return -torch.log(torch.exp(x.unsqueeze(-2) - x.unsqueeze(-1)).sum(-1)).transpose(dim, -1)
+    return -torch.log(torch.exp(differences(x.transpose(dim, -1))).sum(-1)).transpose(dim, -1)
+
+
+def differences(x: Tensor) -> Tensor:
+    """x_j − x_i at (…, i, j)."""
+    others = 1 - torch.eye(x.shape[-1], dtype=x.dtype, device=x.device)  # intervals forget that x_i − x_i is 0
+    return (x.unsqueeze(-2) - x.unsqueeze(-1)) * others
+
+
+def together(graph: torch.fx.Graph) -> None:
+    """The logarithm of a softmax as one operation: by itself a softmax ends where its type does, its logarithm goes on."""
+    for node in list(graph.nodes):
+        if node.op == "call_function" and node.target is aten.log.default and node.args[0].target is aten.softmax.int:
+            with graph.inserting_before(node):
+                found = graph.call_function(aten.log_softmax.int, node.args[0].args[:2])
+            found.meta = node.meta
+            node.replace_all_uses_with(found)
+            graph.erase_node(node)
 
 
 def attention(
@@ -74,8 +96,8 @@ def rms_norm(x: Tensor, shape: list[int], weight: Any = None, eps: float | None 
 
 def group_norm(x: Tensor, groups: int, weight: Any = None, bias: Any = None, eps: float = 1e-5, *_: Any) -> Tensor:
     wide = [-1, *(1,) * (x.ndim - 2)]
-    apart = x.view(x.shape[0], groups, x.shape[1] // groups, *x.shape[2:])
-    found = normal(apart, list(range(2, apart.ndim)), eps).view(x.shape)
+    apart = x.reshape(x.shape[0], groups, x.shape[1] // groups, *x.shape[2:])
+    found = normal(apart, list(range(2, apart.ndim)), eps).reshape(x.shape)
     return scaled(found, *(part if part is None else part.view(wide) for part in (weight, bias)))
 
 
@@ -102,6 +124,21 @@ def smaller(x: Tensor, y: Tensor) -> Tensor:
     return y - torch.relu(y - x)
 
 
+def between(x: Tensor, low: Tensor | None = None, high: Tensor | None = None) -> Tensor:
+    x = x if low is None else larger(x, low)
+    return x if high is None else smaller(x, high)
+
+
+def added_product(x: Tensor, y: Tensor, z: Tensor, *, beta: float = 1, alpha: float = 1) -> Tensor:
+    return x * beta + torch.matmul(y, z) * alpha
+
+
+def raised(base: float, exponent: Tensor) -> Tensor:
+    if base <= 0:
+        raise NotImplementedError(f"powers of {base:g}")
+    return torch.exp(exponent * math.log(base))
+
+
 def max_pool(axes: int) -> Callable[..., Tensor]:
     """Max pooling over the last `axes` axes: the largest of shifted copies."""
 
@@ -115,7 +152,7 @@ def max_pool(axes: int) -> Callable[..., Tensor]:
         )
         k, s, p, d = (v * axes if len(v) == 1 else v for v in (k, s, p, d))
         if any(p):
-            x = torch.constant_pad_nd(x, [each for size in reversed(p) for each in (size, size)], FAR)
+            x = torch.constant_pad_nd(x, [each for size in reversed(p) for each in (size, size)], far(x.dtype))
         copies = [x]
         for axis in range(axes):
             dim = x.ndim - axes + axis
@@ -136,6 +173,8 @@ def lstm(
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Cells one after the other; hidden states that begin as constants are one row for all samples."""
     per = 4 if biased else 2
+    if len(weights) != per * layers * (2 if both else 1):
+        raise NotImplementedError("an LSTM with projections")
     x = x if batch_first else x.transpose(0, 1)
     last_h, last_c = [], []
     for layer in range(layers):
@@ -166,7 +205,10 @@ TABLE: dict[Any, Callable[..., Any]] = {
     aten.scaled_dot_product_attention.default: attention,
     aten.layer_norm.default: layer_norm, aten.rms_norm.default: rms_norm, aten.group_norm.default: group_norm,
     aten.batch_norm.default: batch_norm, aten._native_batch_norm_legit_no_training.default: batch_norm_still,
-    aten.maximum.default: larger, aten.minimum.default: smaller,
+    aten.maximum.default: larger, aten.minimum.default: smaller, aten.max.other: larger, aten.min.other: smaller,
+    aten.clamp.Tensor: between, aten.clamp_min.Tensor: larger, aten.clamp_max.Tensor: smaller,
+    aten.addmm.default: added_product, aten.baddbmm.default: added_product, aten.bmm.default: torch.matmul,
+    aten.true_divide.Tensor: divide, aten.true_divide.Scalar: divide, aten.pow.Scalar: raised,
     aten.max_pool1d.default: max_pool(1), aten.max_pool2d.default: max_pool(2), aten.max_pool3d.default: max_pool(3),
     aten.lstm.input: lstm,
 }  # fmt: skip

@@ -22,7 +22,7 @@ from torch import Tensor
 from adversarial.threat import Region
 from certify.engine.affine import Box
 from certify.engine.curves import CURVES, Curve
-from certify.engine.front import Front
+from certify.engine.front import Front, flat
 from certify.engine.graph import Graph
 from certify.engine.nonlinear import Largest, OneNumber
 from certify.engine.operator_norm import operator_norm
@@ -51,7 +51,7 @@ class Coupling:
                 continue
             rule, before = rule_of(node), node.inputs[0]
             if isinstance(rule, OneNumber) and before in radii:
-                radii[name] = radii[before] * rule.curve(node).steepest(*boxes[before]).flatten(1).amax(1)
+                radii[name] = radii[before] * flat(rule.curve(node).steepest(*boxes[before]), 1).amax(1)
             elif isinstance(rule, Largest) and before in radii:
                 radii[name] = radii[before]
             elif not rule.nonlinear and any(rule_of(graph.nodes[reader]).nonlinear for reader in graph.readers[name]):
@@ -72,8 +72,8 @@ class Coupling:
         if before not in self.radii or not curve.straight:
             return constant
         front = front.clipped()
-        places = [front.pick(each).flatten(2) for each in (*relaxed[4:], self.centres[before])]
-        c, g, radius = front.a.flatten(2), passed.flatten(2), front.of(self.radii[before])[:, None]
+        places = [flat(front.pick(each), 2) for each in (*relaxed[4:], self.centres[before])]
+        c, g, radius = flat(front.a, 2), flat(passed, 2), front.of(self.radii[before])[:, None]
         size = max(1, BLOCK // (len(c) * c.shape[2]))
         found = []
         for some in torch.arange(c.shape[1], device=c.device).split(size):

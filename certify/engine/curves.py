@@ -66,8 +66,9 @@ class Curve:
             for (start, end), bend in zip(self.pieces(), self.bends, strict=True):
                 if bend == "+":
                     place, value, inside = self.valley(low.clamp(start, end), high.clamp(start, end), slope)
-                    better = inside & (value - slope * place < least)
-                    least = torch.where(better, value - slope * place, least)
+                    new = value - slope * place
+                    better = inside & ((new < least) | new.isnan())  # what is no number stays none
+                    least = torch.where(better, new, least)
                     x, offset = torch.where(better, place, x), torch.where(better, value, offset)
         if low.requires_grad or high.requires_grad:
             first, last = x == low, x == high
@@ -92,12 +93,15 @@ class Curve:
 
     def straights(self) -> list[tuple[float, float]]:
         """Slope and value at zero of every piece of a straight curve."""
+        if not self.knots:
+            zero, unit = self.f(torch.tensor([0.0, 1.0], dtype=torch.float64)).tolist()
+            return [(unit - zero, zero)]
         found = []
         for start, end in self.pieces():
-            one = start if math.isfinite(start) else min(end, 0.0) - 1
-            two = end if math.isfinite(end) else max(one, 0.0) + 1
+            one = start if math.isfinite(start) else min(end, 0.0) - max(1.0, abs(end))
+            two = end if math.isfinite(end) else max(one, 0.0) + max(1.0, abs(one))
             low, high = self.f(torch.tensor([one, two], dtype=torch.float64)).tolist()
-            slope = (high - low) / (two - one)
+            slope = (high - low) / (two - one) if two > one else 0.0  # a piece of one point
             found.append((slope, low - slope * one))
         return found
 
@@ -136,7 +140,7 @@ class Curve:
         chord = torch.where(narrow, longer, (end - start) / torch.where(narrow, 1.0, wide))
         chords = start - chord * low, end - chord * high
         piece = torch.where(longer == right, other, offset)
-        inside = (low < knot) & (knot < high)
+        inside = ~((low >= knot) | (high <= knot))  # what is not a number is undecided
         if right >= left:  # convex
             top = torch.where(inside, torch.maximum(*chords), piece)
             return longer, piece, torch.where(inside, chord, longer), top
@@ -157,7 +161,7 @@ def leaky(slope: float) -> Curve:
 
 
 def clamped(low: float | None, high: float | None) -> Curve:
-    ends = [end for end in (low, high) if end is not None]
+    ends = [end for end in (low, high) if end is not None and math.isfinite(end)]
 
     def inside(x: Tensor) -> Tensor:
         return ((x >= (-math.inf if low is None else low)) & (x <= (math.inf if high is None else high))).to(x)
@@ -181,6 +185,8 @@ def derivative(f: Function) -> Function:
 def power(exponent: float) -> Curve:
     """x^n for whole n; others, and negative ones, above zero."""
     f, df = (lambda x: x.pow(exponent)), (lambda x: exponent * x.pow(exponent - 1))
+    if exponent == 0:
+        return Curve(f, torch.zeros_like, (), "0", rising=True)
     if exponent == int(exponent) and exponent >= 0:
         return Curve(f, df, (0.0,), "++" if int(exponent) % 2 == 0 else "-+")
     return Curve(f, df, (), "+" if exponent < 0 or exponent > 1 else "-", low=0.0)

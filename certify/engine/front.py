@@ -10,6 +10,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
+def flat(values: Tensor, lead: int) -> Tensor:
+    """All axes after the leading ones as one, also where there is none: a value may be one number for each sample."""
+    return values.flatten(lead) if values.ndim > lead else values.unsqueeze(lead)
+
+
 @dataclass(frozen=True)
 class Window:
     """Which part of a map each row sees: from `stride · place + shift` on, along every axis; it may reach outside.
@@ -84,8 +89,8 @@ class Front:
         """Σ A·value (G, R) with picked values, for other numbers A of the same shape where given."""
         a = self.a if a is None else a
         if values.shape[1] == 1:
-            return torch.matmul(a.flatten(2), values.flatten(2).transpose(1, 2).to(a)).squeeze(-1)
-        return (a * values).flatten(2).sum(2)
+            return torch.matmul(flat(a, 2), flat(values, 2).transpose(1, 2).to(a)).squeeze(-1)
+        return flat(a * values, 2).sum(2)
 
     def of_each(self, samples: int) -> Front:
         """With numbers of its own for every sample, where one group stands for all."""

@@ -13,7 +13,7 @@ from torch import Tensor
 SIZED = frozenset(("view", "reshape", "_unsafe_view", "expand"))
 SHAPED = frozenset(("view", "reshape", "_unsafe_view", "flatten", "unsqueeze", "squeeze", "transpose", "permute"))
 BIASED = frozenset(("linear", "conv1d", "conv2d", "conv3d", "convolution", "conv_transpose1d", "conv_transpose2d"))
-JOINED = frozenset(("cat", "stack"))
+JOINED = frozenset(("cat", "stack", "gather"))  # whose constants have a row for each sample
 
 
 @dataclass(frozen=True)
@@ -52,8 +52,6 @@ class Node:
         args = [bare(argument) for argument in self.args]
         if self.op in BIASED:
             args[2:3] = [None] * len(args[2:3])
-        if self.op == "addmm":
-            args[0] = torch.zeros_like(args[0])
         return replace(self, args=tuple(args), kwargs={name: bare(value) for name, value in self.kwargs.items()})
 
     def double(self) -> Node:

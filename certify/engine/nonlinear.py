@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import ClassVar, Protocol
@@ -43,7 +44,7 @@ class OneNumber:
 
     def checked(self, node: Node, box: Box) -> tuple[Curve, Tensor, Tensor]:
         curve = self.curve(node)
-        if not bool((box[0] > curve.low).all()):
+        if curve.low > -math.inf and not bool((box[0] > curve.low).all()):
             raise CertifyError(
                 f"expected values above {curve.low:g} where {node.op} is taken in {node.path or 'the model'}, got bounds "
                 f"from {float(box[0].min()):g}; the threat is too large for this model's bounds: use a smaller eps, tighter "
@@ -59,7 +60,9 @@ class OneNumber:
         curve, low, high = self.curve(node), *box
         if not curve.straight:
             return high > low
-        return torch.stack([(low < knot) & (knot < high) for knot in curve.knots]).any(0)
+        if not curve.knots:
+            return torch.zeros_like(low, dtype=torch.bool)
+        return torch.stack([~((low >= knot) | (high <= knot)) for knot in curve.knots]).any(0)
 
     def relax(self, node: Node, boxes: list[Box]) -> tuple[Tensor, ...]:
         """Slope and intercept of the line below, then of the one above; then the box."""
@@ -145,9 +148,10 @@ class Largest(Planes):
         low, high = boxes[0]
         dim, _ = axis(node, low.ndim)
         least, most = low.amax(dim, keepdim=True), high.amax(dim, keepdim=True)
-        alive = high >= least
-        inverse = torch.where(alive & (high > low), 1 / (high - low).clamp_min(1e-12), 0)
-        gamma = ((high * inverse).sum(dim, keepdim=True) - 1) / inverse.sum(dim, keepdim=True).clamp_min(1e-12)
+        alive, wide = high >= least, high - low
+        inverse = torch.where(alive & (wide > 0), 1 / wide, 0)
+        gamma = ((high * inverse).sum(dim, keepdim=True) - 1) / inverse.sum(dim, keepdim=True)
+        gamma = torch.where(wide.isfinite().all(dim, keepdim=True), gamma, most)  # what overflows has no weight
         gamma = torch.minimum(torch.maximum(gamma, least), most)
         weight = ((high - gamma) * inverse).clamp(0, 1)
         lowest = torch.zeros_like(low).scatter(dim, low.argmax(dim, keepdim=True), 1.0)

@@ -55,7 +55,7 @@ class LinearMap:
             with torch.enable_grad():
                 x = y.new_zeros(len(y), *shape, requires_grad=True)
                 found = torch.autograd.grad(function(x), x, y.view(-1, *constant.shape[1:]), create_graph=again)[0]
-            return found.flatten(1)
+            return found.reshape(len(y), inputs)
 
         def forward(x: Tensor) -> Tensor:  # the adjoint's adjoint: subtracting a large constant would round
             with torch.enable_grad():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from difflib import get_close_matches
 from typing import Any, Protocol
 
 import torch
@@ -47,7 +48,7 @@ class Rule(Protocol):
 POSITIVE = (
     "view", "reshape", "_unsafe_view", "transpose", "permute", "unsqueeze", "squeeze", "slice", "select", "split", "chunk", "unbind",
     "split_with_sizes", "expand", "cat", "stack", "flip", "roll", "mean", "sum", "cumsum",
-    "avg_pool1d", "avg_pool2d", "adaptive_avg_pool1d", "adaptive_avg_pool2d",
+    "avg_pool1d", "adaptive_avg_pool1d", "adaptive_avg_pool2d",
     "_adaptive_avg_pool2d", "constant_pad_nd", "pad", "reflection_pad1d", "reflection_pad2d", "replication_pad1d", "replication_pad2d",
     "upsample_nearest1d", "upsample_nearest2d", "upsample_linear1d", "upsample_bilinear2d", "_upsample_bilinear2d_aa",
     "index", "index_select", "gather", "narrow", "pixel_shuffle", "pixel_unshuffle", "t", "diagonal", "flatten", "im2col", "unfold",
@@ -57,7 +58,8 @@ ONE_EACH = (  # every number of the result is one of the input that no other one
     "split_with_sizes", "flip", "roll", "constant_pad_nd", "narrow", "t", "flatten",
 )  # fmt: skip
 UNCHANGED = ("alias", "clone", "contiguous", "detach", "lift_fresh_copy", "dropout", "_to_copy", "to", "where")
-WEIGHTED = ("addmm", "conv_transpose1d", "conv_transpose2d")
+WEIGHTED = ("conv_transpose1d", "conv_transpose2d")
+DIVIDED = ("avg_pool2d", "avg_pool3d")  # by a number that may be below zero
 STEPS = (
     "cast", "round", "floor", "ceil", "trunc", "sign", "gt", "ge", "lt", "le", "eq", "ne", "logical_and", "logical_or", "logical_not",
     "logical_xor", "bitwise_and", "bitwise_or", "bitwise_not", "__and__", "__or__", "any", "all", "argmax", "argmin",
@@ -67,7 +69,7 @@ PRODUCTS = ("mul", "matmul", "mm", "bmm")
 RULES: dict[str, Rule] = (
     {name: Affine() for name in POSITIVE}
     | {name: Pointwise() for name in UNCHANGED}
-    | {name: Affine(weighted) for name in WEIGHTED}
+    | {name: Affine(weighted) for name in (*WEIGHTED, *DIVIDED)}
     | {name: Convolution(weighted) for name in CONVOLUTIONS}
     | {"linear": Dense(weighted), "amax": Largest()}
     | {name: Pointwise(added) for name in ("sub", "rsub", "neg")}
@@ -85,10 +87,18 @@ def rule_of(node: Node) -> Rule:
         return FACTOR if node.op == "mul" else SCALED
     if node.op in PRODUCTS:
         return BILINEAR
-    if node.op in (*WEIGHTED, *CONVOLUTIONS, "linear") and len(node.inputs) > 1:
+    first = len(node.inputs) == 1 and bool(node.args) and isinstance(node.args[0], Ref)
+    if node.op in (*WEIGHTED, *CONVOLUTIONS, "linear") and not first:
         raise CertifyError(
             f"expected constant weights, got {node.op} with weights that depend on the input in {node.path or 'the model'}; write "
             "the product with matmul"
+        )
+    if node.op in CURVES and not (
+        first and all(not torch.is_tensor(each) or each.numel() == 1 for each in node.args[1:])
+    ):
+        raise CertifyError(
+            f"expected single constant numbers beside the value, got others for {node.op} in {node.path or 'the model'}; write it "
+            "with exp, log and products"
         )
     if node.op == "add":
         return SUM if node.kwargs.get("alpha", 1) >= 0 else DIFFERENCE
@@ -96,8 +106,8 @@ def rule_of(node: Node) -> Rule:
         return CHOSEN
     if node.op in RULES and (node.op != "index" or len(node.inputs) == 1):
         return RULES[node.op]
-    known = ", ".join(sorted({*RULES, *PRODUCTS, "add"}))
+    known = ", ".join(get_close_matches(node.op, {*RULES, *PRODUCTS, "add"}, 3)) or "few of that kind"
     raise CertifyError(
-        f"expected operations with a rule, got {node.op} in {node.path or 'the model'}; known are {known}. Rewrite the module "
-        "with these, or use smoothing, which needs no rules"
+        f"expected operations with a rule, got {node.op} in {node.path or 'the model'}; known are {known} and the others of "
+        "certify.engine.rules. Rewrite the module with these, or use smoothing, which needs no rules"
     )

@@ -9,13 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from certify.engine.composites import TABLE
+from certify.engine.answers import check_answers, check_one_precision, check_precise
+from certify.engine.composites import TABLE, together
 from certify.engine.graph import Graph, Node, Ref
 from certify.errors import CertifyError
 
 BATCH = 29  # of the example: what a shape begins with is the batch's if it equals this, so no usual size, nor one that sources split
 SAME = frozenset(("alias", "clone", "contiguous", "detach", "lift_fresh_copy", "dropout", "_to_copy", "to"))
 # they hold for the example, and give nothing
+LIKE = frozenset(("zeros_like", "ones_like", "full_like", "new_zeros", "new_ones", "new_full"))  # of a shape alone
 UNSAID = frozenset(("_assert_tensor_metadata", "_assert_scalar", "_assert_async"))
 
 
@@ -44,15 +46,18 @@ def trace(model: nn.Module | Graph, x: Tensor) -> Graph:
     if isinstance(model, Graph):
         return model
     check_still(model)
-    if not x.is_floating_point():
-        raise CertifyError(
-            f"expected inputs of floating point, got {x.dtype}; a token model is certified on its embeddings"
-        )
+    check_precise(x)
     example = x[:1].detach().expand(BATCH, *x.shape[1:]).clone()
     try:
         with torch.no_grad(), warnings.catch_warnings():
             warnings.filterwarnings("ignore", "`isinstance.treespec", FutureWarning)  # torch's own, at every trace
-            program = torch.export.export(model, (example,), strict=False).run_decompositions(TABLE)
+            program = torch.export.export(model, (example,), strict=False)
+            together(program.graph)
+            program = program.run_decompositions(TABLE)
+    except NotImplementedError as error:  # of `composites`
+        raise CertifyError(
+            f"expected operations with a rule, got {error}; rewrite that module, or use smoothing, which needs no rules"
+        ) from error
     except Exception as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise CertifyError(
@@ -60,15 +65,7 @@ def trace(model: nn.Module | Graph, x: Tensor) -> Graph:
             "and sizes have no bound: certify the part that has none, or use smoothing"
         ) from error
     graph = flattened(program)
-    with torch.no_grad():
-        probe = torch.cat([x[:1], x[:1] / 2]).detach()
-        own = torch.cat([model(row[None]) for row in probe])
-        same = torch.allclose(graph(probe), own, rtol=1e-3, atol=1e-4, equal_nan=True)
-    if not same:
-        raise CertifyError(
-            "expected a model whose operations give its own answers sample by sample, got others; does it draw random numbers, "
-            "or mix the samples of a batch?"
-        )
+    check_answers(graph, model, x)
     return graph
 
 
@@ -85,16 +82,21 @@ def flattened(program: Any) -> Graph:
         if node.op == "call_function" and operation(node) in UNSAID:
             continue
         if node.op == "placeholder" and node.name in target:
-            constants[node.name] = state[target[node.name]].detach()
+            held = state[target[node.name]]
+            constants[node.name] = held.detach() if torch.is_tensor(held) else held
         elif node.op == "placeholder":
             first = node.name
             nodes[first] = Node(first, "input", torch.Tensor.clone, (), {}, (), node.meta["val"].shape[1:], "")
         elif node.op == "output":
-            last = node.args[0][0].name
+            last = signature.user_outputs[0]  # in front of it are buffers that change
         elif not any(other.name in nodes or other.name in several for other in node.all_input_nodes):
             with torch.no_grad():
                 args, kwargs = torch.fx.node.map_arg((node.args, node.kwargs), lambda other: constants[other.name])
                 constants[node.name] = batchless(node.target(*args, **kwargs))
+        elif operation(node) in LIKE:
+            like = node.args[0].meta["val"]
+            like = torch.empty(like.shape, dtype=like.dtype, device=like.device)
+            constants[node.name] = batchless(node.target(like, *node.args[1:], **node.kwargs))
         elif isinstance(node.meta["val"], (tuple, list)):
             several[node.name] = node
         else:
@@ -133,9 +135,13 @@ def made(node: Any, several: dict[str, Any], constants: dict[str, Any]) -> Node:
     pick, origin = None, node
     if node.target is operator.getitem:
         origin, pick = several[node.args[0].name], node.args[1]
-    shape, name = node.meta["val"].shape, operation(origin)
+    shape, name = getattr(node.meta["val"], "shape", ()), operation(origin)
     stack = list((origin.meta.get("nn_module_stack") or {}).values())
     path = str(stack[-1][0]) if stack else ""
+    if not all(isinstance(size, int) for size in shape):
+        raise CertifyError(
+            f"expected sizes that no value decides, got {name} of shape {tuple(shape)} in {path or 'the model'}; pick by number"
+        )
     if not len(shape) or shape[0] != BATCH:
         raise CertifyError(
             f"expected values with one row per sample, got {name} of shape {tuple(shape)} in {path or 'the model'}"
@@ -161,6 +167,8 @@ def made(node: Any, several: dict[str, Any], constants: dict[str, Any]) -> Node:
     if name in ("view", "_unsafe_view"):  # of values that lie otherwise in memory than the exporter's
         call = torch.Tensor.reshape
     kinds = {each.meta["val"].dtype for each in (*origin.all_input_nodes, node) if torch.is_tensor(each.meta["val"])}
+    moving = (each for each in (*origin.all_input_nodes, node) if each.name not in constants)
+    check_one_precision({each.meta["val"].dtype for each in moving if torch.is_tensor(each.meta["val"])}, name, path)
     if name in SAME and not all(kind.is_floating_point for kind in kinds):
         name, args, kwargs, call = "cast", (*args[:1], node.meta["val"].dtype), {}, torch.Tensor.to
     elif name in SAME:

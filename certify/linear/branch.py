@@ -18,7 +18,7 @@ from torch import Tensor
 from adversarial.threat import Threat
 from certify.engine.ascent import Ascent, Trained
 from certify.engine.bounds import Bounds
-from certify.engine.front import Front
+from certify.engine.front import Front, flat
 from certify.engine.nonlinear import OneNumber
 from certify.linear.crown import AlphaCROWN, Linear
 
@@ -100,7 +100,7 @@ class Multipliers(Trained):
         for name in domains.low:
             ends = zip((domains.low[name], domains.high[name]), root.boxes[name], (1.0, -1.0), strict=True)
             for end, before, sign in ends:
-                cut = end != before.flatten(1)
+                cut = end != flat(before, 1)
                 if bool(cut.any()):
                     beta = torch.zeros_like(end).requires_grad_()
                     self.cuts.setdefault(name, []).append((beta, end, sign * cut))
@@ -140,7 +140,7 @@ class Tree:
         """The least bound over all domains when every one is above zero, else −∞: what is left may be lower than what was seen."""
         if not self.before:  # no activation to split
             return self.a.new_tensor(-torch.inf)
-        whole = [{b: self.root.boxes[b][side].flatten(1) for b in self.before.values()} for side in (0, 1)]
+        whole = [{b: flat(self.root.boxes[b][side], 1) for b in self.before.values()} for side in (0, 1)]
         open_, infinity = Domains(*whole), self.a.new_tensor(torch.inf)
         least = infinity
         while len(open_):
@@ -170,7 +170,7 @@ class Tree:
                 low, high = domains.low[name].view_as(old_low), domains.high[name].view_as(old_high)
                 if bool((low > old_low).any() | (high < old_high).any()):
                     room = 1e-5 * (1 + low.abs())  # of rounding: only what is clearly empty is
-                    empty |= ((low > old_high + room) | (high < old_low - room)).flatten(1).any(1)
+                    empty |= flat((low > old_high + room) | (high < old_low - room), 1).any(1)
                     low, high = torch.maximum(low, old_low), torch.minimum(high, old_high)
                     bounds.boxes[name] = torch.minimum(low, high), torch.maximum(low, high)
                     bounds.forward(name)
@@ -218,7 +218,7 @@ class Tree:
     def cut(self, name: str, bounds: Bounds) -> Tensor:
         """Where each number (N, numbers) would be split: at the knot nearest to the middle if one is inside."""
         curve = self.root.rules[name].curve(self.root.graph.nodes[name])
-        low, high = (side.flatten(1) for side in bounds.boxes[self.before[name]])
+        low, high = (flat(side, 1) for side in bounds.boxes[self.before[name]])
         middle = (low + high) / 2
         found, distance = middle.clone(), torch.full_like(middle, torch.inf)
         for knot in curve.knots:
@@ -231,8 +231,8 @@ class Tree:
         below, b, above, c, low, high = bounds.planes(name)
         middle = (low + high) / 2
         gap = (above * middle + c) - (below * middle + b)
-        gap = torch.where(bounds.undecided(self.before[name]), gap, 0).flatten(1)
-        return gap.clamp(min=0) * fronts[name].abs().flatten(1) if name in fronts else torch.zeros_like(gap)
+        gap = flat(torch.where(bounds.undecided(self.before[name]), gap, 0), 1)
+        return gap.clamp(min=0) * flat(fronts[name].abs(), 2)[:, 0] if name in fronts else torch.zeros_like(gap)
 
     def broken(self, fronts: dict[str, Tensor], left: Tensor) -> bool:
         """Whether a point where a bound is attained is a true counterexample."""
