@@ -1,11 +1,14 @@
 r"""Affine forms carried forwards: every value as a centre, a linear function of a few shared symbols, and a remainder of its own.
 
 A value is $c + \sum_s g_s\,\epsilon_s \pm r$: the first symbols are the numbers of the input that the threat moves, together in
-its ball, the others in [−1, 1] are what nonlinear operations left open. The cost is one forward pass for each symbol,
-however many numbers the model has inside, where lines carried backwards cost one pass for each of those.
+its ball, the others in [−1, 1] are what operations left open. The cost is one forward pass for each symbol, however many
+numbers the model has inside, where lines carried backwards cost one pass for each of those. A remainder grows as
+intervals do, so it becomes symbols where it can, and at nodes that all later ones lean on it is bounded anew by lines carried back.
 
 References: Singh et al., "Fast and effective robustness certification" (DeepZ), NeurIPS 2018; Xu et al., "Automatic perturbation
 analysis for scalable certified robustness and beyond", NeurIPS 2020, arXiv:2002.12920 (its forward mode).
+Differs from the papers: symbols are few; the oldest become remainders again. Products and functions of one number lie between
+parallel planes with the intercepts of `curves`; layers in between are bounded anew backwards.
 """
 
 from __future__ import annotations
@@ -19,12 +22,16 @@ from torch.nn import functional as F
 
 from adversarial.threat import Region
 from certify.engine.affine import Affine
-from certify.engine.bounds import Bounds
+from certify.engine.bounds import NUMBERS, Bounds
 from certify.engine.curves import Curve
+from certify.engine.front import Front
+from certify.engine.front import begun as rows_of
 from certify.engine.graph import Node
 from certify.engine.nonlinear import Chosen, Largest, OneNumber, Product, axis
 
 ORDER = {"linf": 1, "l2": 2, "l1": torch.inf}  # of the norm that is dual to the ball's
+ROOM = 2048  # symbols for what is left open
+SHARE = 0.25  # of a node's width that may be left open before lines are carried back
 
 
 @dataclass(frozen=True)
@@ -48,15 +55,18 @@ class Form:
 class Forms:
     """The form of every node of some bounds, whose boxes get no larger by it.
 
-    room: symbols, at most, for what nonlinear operations leave open, the largest first.
+    room: symbols, at most, for what operations leave open.
+    share: of a node's width that may be left open; where it is more, and all later nodes lean on this one alone, lines are
+        carried back to the input.
     """
 
-    def __init__(self, bounds: Bounds, room: int):
-        self.bounds, self.room = bounds, room
-        region = bounds.region
-        self.order = ORDER[region.norm]
-        self.forms = {bounds.graph.input: begun(region)}
-        self.inputs = self.symbols = self.forms[bounds.graph.input].generators.shape[1]
+    def __init__(self, bounds: Bounds, room: int = ROOM, share: float = SHARE):
+        self.bounds, self.room, self.share = bounds, room, share
+        self.order = ORDER[bounds.region.norm]
+        self.start = begun(bounds.region)
+        self.forms = {bounds.graph.input: self.start}
+        self.inputs = self.symbols = self.start.generators.shape[1]
+        self.blocks: list[int] = []  # how many symbols came at a time
 
     def run(self) -> Form:
         """All of them in the order of the graph; that of the last node."""
@@ -67,50 +77,51 @@ class Forms:
             if name == graph.input:
                 continue
             bounds.narrow(name, bounds.interval(name))
-            if name in bounds.still:
-                self.forms[name] = Form.known(bounds.boxes[name][0])
-            else:
-                found = self.step(name, node)
-                spread = self.spread(found)
-                bounds.narrow(name, (found.center - spread, found.center + spread))
-                self.forms[name] = self.boxed(name, found)
+            self.keep(name, Form.known(bounds.boxes[name][0]) if name in bounds.still else self.step(name, node))
             for other in node.inputs:
                 if last[other] == name:
                     self.forms.pop(other, None)
+            if name not in bounds.still and name != graph.output:
+                cut = len(graph.readers[name]) > 1 and bounds.still.issuperset(self.forms.keys() - {name})
+                if cut:
+                    self.renew(name)
+                if cut or bounds.rules[name].nonlinear:
+                    self.open(name, self.room if cut else self.room // 4)
         return self.forms[graph.output]
 
     def spread(self, form: Form) -> Tensor:
         """How far values can be from the centre."""
-        own, shared = form.generators[:, : self.inputs], form.generators[:, self.inputs :]
-        found = form.reach
-        if own.shape[1]:
-            found = found + torch.linalg.vector_norm(own, self.order, dim=1)
-        return found + torch.linalg.vector_norm(shared, 1, dim=1) if shared.shape[1] else found
+        return form.reach + self.own(form) + torch.linalg.vector_norm(form.generators[:, self.inputs :], 1, dim=1)
 
-    def boxed(self, name: str, form: Form) -> Form:
-        """The box itself, where that says more than what the form leaves open."""
-        low, high = self.bounds.boxes[name]
-        middle, half = (low + high) / 2, (high - low) / 2
-        better = ~(form.reach <= half)
-        if not bool(better.any()):
-            return form
-        return Form(
-            torch.where(better, middle, form.center),
-            torch.where(better[:, None], 0.0, form.generators),
-            torch.where(better, half, form.reach),
-        )
+    def own(self, form: Form) -> Tensor:
+        """How far the input's symbols alone can take them."""
+        found = form.generators[:, : self.inputs]
+        return torch.linalg.vector_norm(found, self.order, dim=1) if found.shape[1] else torch.zeros_like(form.center)
+
+    def keep(self, name: str, form: Form) -> None:
+        """A node's form and its box, which takes the form's place where it says more than what the form leaves open."""
+        if name not in self.bounds.still:
+            spread = self.spread(form)
+            self.bounds.narrow(name, (form.center - spread, form.center + spread))
+            low, high = self.bounds.boxes[name]
+            middle, half = (low + high) / 2, (high - low) / 2
+            better = ~(form.reach <= half)
+            if bool(better.any()):
+                form = Form(
+                    torch.where(better, middle, form.center),
+                    torch.where(better[:, None], 0.0, form.generators),
+                    torch.where(better, half, form.reach),
+                )
+        self.forms[name] = form
 
     def step(self, name: str, node: Node) -> Form:
+        """The form of a node from those of its inputs."""
         rule, given = self.bounds.rules[name], [self.forms[other] for other in node.inputs]
-        for kind, made in STEPS.items():
-            if isinstance(rule, kind):
-                return made(self, node, given)
-        raise TypeError(f"{type(rule).__name__} has no affine form")  # Step: refused by intervals
+        return next(made for kind, made in STEPS.items() if isinstance(rule, kind))(self, node, given)
 
     def affine(self, node: Node, given: list[Form]) -> Form:
-        rule = self.bounds.rules[node.name]
+        rule, reach = self.bounds.rules[node.name], [form.reach for form in given]
         symbols = max(form.generators.shape[1] for form in given)
-        reach = [form.reach for form in given]
         return Form(
             node.run(*(form.center for form in given)),
             each(node.linear.run, symbols, *(form.wide(symbols) for form in given)),
@@ -120,31 +131,31 @@ class Forms:
     def chosen(self, node: Node, given: list[Form]) -> Form:
         by, *values = given
         symbols = max(form.generators.shape[1] for form in values)
-        keep = by.center[:, None].expand(-1, symbols, *by.center.shape[1:])
+        kept = by.center[:, None].expand(-1, symbols, *by.center.shape[1:])
         return Form(
             node.run(by.center, *(form.center for form in values)),
-            each(node.linear.run, symbols, keep, *(form.wide(symbols) for form in values)),
+            each(node.linear.run, symbols, kept, *(form.wide(symbols) for form in values)),
             node.linear.run(by.center, *(form.reach for form in values)),
         )
 
     def product(self, node: Node, given: list[Form]) -> Form:
+        r"""$xy = c_xc_y + c_x\,(y - c_y) + (x - c_x)\,c_y$ and what two spreads make of each other."""
         x, y = given
         reach = node.run(self.spread(x), self.spread(y))
         reach = reach + node.run(x.center.abs(), y.reach) + node.run(x.reach, y.center.abs())
-        symbols = max(form.generators.shape[1] for form in given)
-        center = node.run(x.center, y.center)
-        found = Form(center, center.new_zeros(len(center), symbols, *center.shape[1:]), torch.zeros_like(center))
+        center, symbols = node.run(x.center, y.center), max(form.generators.shape[1] for form in given)
+        generators = center.new_zeros(len(center), symbols, *center.shape[1:])
         for turn, one, other in ((1, x, y), (-1, y, x)):
             if own := one.generators.shape[1]:
                 beside = other.center[:, None].expand(-1, own, *other.center.shape[1:])
-                found.generators[:, :own] += each(node.run, own, *(one.generators, beside)[::turn])
-        return self.opened(found, reach)
+                generators[:, :own] += each(node.run, own, *(one.generators, beside)[::turn])
+        return Form(center, generators, reach)
 
-    def curve(self, node: Node, given: list[Form]) -> Form:
+    def curved(self, node: Node, given: list[Form]) -> Form:
         (form,), curve = given, self.bounds.rules[node.name].curve(node)
         slope, low, high = parallel(curve, *self.bounds.boxes[node.inputs[0]])
-        found = Form(slope * form.center + (low + high) / 2, slope[:, None] * form.generators, slope.abs() * form.reach)
-        return self.opened(found, ((high - low) / 2).clamp(min=0))
+        reach = slope.abs() * form.reach + ((high - low) / 2).clamp(min=0)
+        return Form(slope * form.center + (low + high) / 2, slope[:, None] * form.generators, reach)
 
     def largest(self, node: Node, given: list[Form]) -> Form:
         """The one with the highest lower end, and by how much another one can be above that."""
@@ -152,60 +163,138 @@ class Forms:
         dim, keep = axis(node, low.ndim)
         place = low.argmax(dim, keepdim=True)
         others = high.scatter(dim, place, -torch.inf).amax(dim, keepdim=True)
-        more = (others - low.gather(dim, place)).clamp(min=0)
+        more = (others - low.gather(dim, place)).clamp(min=0) / 2
         wide = place[:, None].expand(-1, form.generators.shape[1], *place.shape[1:])
-        found = Form(
-            form.center.gather(dim, place) + more / 2, form.generators.gather(dim + 1, wide), form.reach.gather(dim, place)
-        )
-        more = more if keep else more.squeeze(dim)
-        found = found if keep else Form(found.center.squeeze(dim), found.generators.squeeze(dim + 1), found.reach.squeeze(dim))
-        return self.opened(found, more / 2)
+        center, reach = form.center.gather(dim, place) + more, form.reach.gather(dim, place) + more
+        generators = form.generators.gather(dim + 1, wide)
+        if keep:
+            return Form(center, generators, reach)
+        return Form(center.squeeze(dim), generators.squeeze(dim + 1), reach.squeeze(dim))
 
-    def opened(self, form: Form, error: Tensor) -> Form:
-        """With an error beside it: the largest as symbols, while there is room, the others as reach."""
-        count = min(self.room + self.inputs - self.symbols, int((error > 0).flatten(1).sum(1).amax()))
-        if count <= 0:
-            return replace(form, reach=form.reach + error)
-        size, place = error.flatten(1).topk(count, dim=1)
-        fresh = error.new_zeros(len(error), count, error[0].numel()).scatter(2, place[..., None], size[..., None])
-        rest = error.flatten(1).scatter(1, place, 0.0).view_as(error)
-        generators = torch.cat([form.wide(self.symbols), fresh.view(len(error), count, *error.shape[1:])], 1)
+    def open(self, name: str, most: int) -> None:
+        """Symbols in the place of a remainder: what reads it then knows that it is the same for all."""
+        form = self.forms[name]
+        moving = form.reach.flatten(1) > 0
+        count = int(moving.sum(1).amax())
+        if not 0 < count <= most or not bool(form.reach.isfinite().all()):
+            return
+        while self.blocks and self.symbols - self.inputs + count > self.room:
+            self.merge(self.blocks.pop(0))
+        form = self.forms[name]
+        size, place = form.reach.flatten(1).topk(min(count, moving.shape[1]), dim=1)
+        fresh = size.new_zeros(len(size), count, moving.shape[1]).scatter(2, place[..., None], size[..., None])
+        rest = form.reach.flatten(1).scatter(1, place, 0.0).view_as(form.reach)
+        generators = torch.cat([form.wide(self.symbols), fresh.view(len(size), count, *form.reach.shape[1:])], 1)
         self.symbols += count
-        return Form(form.center, generators, form.reach + rest)
+        self.blocks.append(count)
+        self.forms[name] = Form(form.center, generators, rest)
+
+    def merge(self, count: int) -> None:
+        """The oldest symbols go into the remainder of every form."""
+        first, end = self.inputs, self.inputs + count
+        for name, form in self.forms.items():
+            old = form.generators[:, first:end]
+            if old.shape[1]:
+                left = torch.cat([form.generators[:, :first], form.generators[:, end:]], 1)
+                self.forms[name] = Form(form.center, left, form.reach + torch.linalg.vector_norm(old, 1, dim=1))
+        self.symbols -= count
+
+    def renew(self, name: str) -> None:
+        """The form of a node from lines carried back, where too much of it is left open."""
+        form = self.forms[name]
+        width = self.spread(form).sum()
+        if not width - self.own(form).sum() > self.share * width:
+            return
+        (below, bottom), (above, top) = self.lines(name, 1.0), self.lines(name, -1.0)
+        gap = Form(form.center, ((above - below) / 2).view(len(above), -1, *form.center.shape[1:]), form.reach)
+        apart = self.own(gap).flatten(1)
+        bottom, top = bottom - apart, top + apart
+        shape = form.center.shape
+        found = Form(
+            ((bottom + top) / 2).view(shape), ((below + above) / 2).view(len(below), -1, *shape[1:]),
+            ((top - bottom) / 2).clamp(min=0).view(shape),
+        )  # fmt: skip
+        if not self.spread(found).sum() < width:  # NaN as well
+            return
+        self.keep(name, found)
+        left = 1 - float(self.own(found).sum() / self.spread(found).sum())
+        self.share = max(self.share, 2 * left)  # what lines leave open, they would leave open again
+
+    def lines(self, name: str, sign: float) -> tuple[Tensor, Tensor]:
+        """Of all numbers of a node, lines below (above for a sign of −1): in the input's symbols (B, S, K), and offsets (B, K)."""
+        bounds, start = self.bounds, self.start
+        shape, samples = bounds.graph.nodes[name].shape, len(start.center)
+        places = torch.arange(shape.numel(), device=start.center.device).expand(samples, -1)
+        slopes, offsets = [], []
+        for some in places.split(max(1, NUMBERS // (samples * bounds.size(name))), 1):
+            seen: dict[str, Tensor] = {}
+            front = rows_of(shape, some, sign, start.center, windowed=False)
+            least = bounds.carried(name, front, watch=seen.__setitem__)
+            a = seen[bounds.graph.input]
+            constant = least - bounds.least(Front(a))
+            a = a.flatten(2)
+            constant = constant + (a * start.center.flatten(1)[:, None]).sum(2)
+            constant = constant - (a.abs() * start.reach.flatten(1)[:, None]).sum(2)
+            slopes.append(sign * start.generators.flatten(2) @ a.transpose(1, 2))
+            offsets.append(sign * constant)
+        return torch.cat(slopes, 2), torch.cat(offsets, 1)
 
 
 STEPS: dict[type, Callable[[Forms, Node, list[Form]], Form]] = {
-    Affine: Forms.affine, Chosen: Forms.chosen, Product: Forms.product, OneNumber: Forms.curve, Largest: Forms.largest,
+    Affine: Forms.affine, Chosen: Forms.chosen, Product: Forms.product, OneNumber: Forms.curved, Largest: Forms.largest,
 }  # fmt: skip
 
 
 def begun(region: Region) -> Form:
     """The inputs of a region: a symbol for each number that moves."""
     low, high = region.box()
-    moves = (high > low).flatten(1).any(0).nonzero()[:, 0]
+    free = (high > low).flatten(1)
+    moves = free.any(0).nonzero()[:, 0]
     center = (low + high) / 2 if region.norm == "linf" else region.anchor
-    size = ((high - low) / 2).flatten(1)[:, moves]
-    if region.norm != "linf":
-        size = region.eps[:, None] * (high > low).flatten(1)[:, moves]
+    size = (high - low).flatten(1) / 2 if region.norm == "linf" else region.eps[:, None] * free
     generators = center.new_zeros(len(center), len(moves), center[0].numel())
-    generators[:, torch.arange(len(moves), device=moves.device), moves] = size
+    generators[:, torch.arange(len(moves), device=moves.device), moves] = size[:, moves].to(center)
     return Form(center, generators.view(len(center), -1, *center.shape[1:]), torch.zeros_like(center))
 
 
 def each(run: Callable[..., Tensor], symbols: int, *values: Tensor) -> Tensor:
     """An operation on values (B, S, …), symbol by symbol."""
-    found = run(*(value.flatten(0, 1) for value in values))
-    return found.unflatten(0, (-1, symbols)) if symbols else found.view(len(values[0]), 0, *found.shape[1:])
+    if symbols:
+        return run(*(value.flatten(0, 1) for value in values)).unflatten(0, (-1, symbols))
+    one = run(*(value.new_zeros(len(value), *value.shape[2:]) for value in values))
+    return one.new_zeros(len(one), 0, *one.shape[1:])
 
 
 def parallel(curve: Curve, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """One slope, with the intercepts of a line below and of one above: of those tried that which leaves least between."""
-    best = None
+    best: tuple[Tensor, ...] = ()
     for slope in curve.slopes(low, high):
-        below, above = curve.intercept(low, high, slope, lower=True), curve.intercept(low, high, slope, lower=False)
-        if best is None:
-            best = slope, below, above
-        else:
-            nearer = above - below < best[2] - best[1]
-            best = tuple(torch.where(nearer, new, old) for new, old in zip((slope, below, above), best, strict=True))
+        found = slope, *(curve.intercept(low, high, slope, lower=side) for side in (True, False))
+        nearer = found[2] - found[1] < best[2] - best[1] if best else torch.ones_like(low, dtype=torch.bool)
+        best = tuple(torch.where(nearer, new, old) for new, old in zip(found, best or found, strict=True))
     return best
+
+
+def doubled(region: Region) -> Region:
+    """The same in double precision."""
+    wide = {
+        name: value.double()
+        for name, value in vars(region).items()
+        if torch.is_tensor(value) and value.is_floating_point()
+    }
+    names = region.__dataclass_fields__
+    return replace(region, **{name: value for name, value in wide.items() if name in names})
+
+
+def forward_margins(bounds: Bounds, front: Front) -> Tensor:
+    """The least (B, R) of rows of logits by lines carried back through boxes of affine forms, sample by sample.
+
+    In double precision: single rounds by as much as a small threat moves a deep model.
+    """
+    graph, found = bounds.graph.double, []
+    for row in torch.arange(len(bounds.region), device=front.a.device).split(1):
+        own = Bounds(graph, doubled(bounds.region[row]))
+        Forms(own).run()
+        rows = Front(front.a[row].double())
+        found.append(torch.fmax(own.elided(rows), own.lower(graph.output, rows)))
+    return torch.cat(found).to(front.a.dtype)

@@ -25,7 +25,14 @@ UNSAID = frozenset(
 )  # they hold for the example, and give nothing
 
 
-ADDED = {"add": (0, 2), "sub": (0, 2), "rsub": (0, 2), "where": (1, 3), "cat": (0, 1), "stack": (0, 1)}  # arguments that are added
+ADDED = {
+    "add": (0, 2),
+    "sub": (0, 2),
+    "rsub": (0, 2),
+    "where": (1, 3),
+    "cat": (0, 1),
+    "stack": (0, 1),
+}  # arguments that are added
 
 
 @dataclass(frozen=True)
