@@ -7,7 +7,7 @@ intervals do, so it becomes symbols where it can, and at nodes that all later on
 
 References: Singh et al., "Fast and effective robustness certification" (DeepZ), NeurIPS 2018; Xu et al., "Automatic perturbation
 analysis for scalable certified robustness and beyond", NeurIPS 2020, arXiv:2002.12920 (its forward mode).
-Differs from the papers: symbols are few; the oldest become remainders again. Products and functions of one number lie between
+Differs from the papers: symbols are few, and begin anew where lines are carried back. Products and functions of one number lie between
 parallel planes with the intercepts of `curves`; layers in between are bounded anew backwards.
 """
 
@@ -66,7 +66,6 @@ class Forms:
         self.start = begun(bounds.region)
         self.forms = {bounds.graph.input: self.start}
         self.inputs = self.symbols = self.start.generators.shape[1]
-        self.blocks: list[int] = []  # how many symbols came at a time
 
     def run(self) -> Form:
         """All of them in the order of the graph; that of the last node."""
@@ -85,9 +84,16 @@ class Forms:
                 cut = len(graph.readers[name]) > 1 and bounds.still.issuperset(self.forms.keys() - {name})
                 if cut:
                     self.renew(name)
-                if cut or bounds.rules[name].nonlinear:
-                    self.open(name, self.room if cut else self.room // 4)
+                if cut or self.bent(name):
+                    self.open(name)
         return self.forms[graph.output]
+
+    def bent(self, name: str) -> bool:
+        """Whether a node is a function with kinks at some of its numbers, which leaves few open, but those much."""
+        rule, node = self.bounds.rules[name], self.bounds.graph.nodes[name]
+        if not isinstance(rule, OneNumber) or not rule.curve(node).straight:
+            return False
+        return bool(rule.undecided(node, self.bounds.boxes[node.inputs[0]]).any())
 
     def spread(self, form: Form) -> Tensor:
         """How far values can be from the centre."""
@@ -171,33 +177,19 @@ class Forms:
             return Form(center, generators, reach)
         return Form(center.squeeze(dim), generators.squeeze(dim + 1), reach.squeeze(dim))
 
-    def open(self, name: str, most: int) -> None:
-        """Symbols in the place of a remainder: what reads it then knows that it is the same for all."""
+    def open(self, name: str) -> None:
+        """Symbols in the place of remainders, the largest while there is room: what reads them then knows that they are the same
+        for all."""
         form = self.forms[name]
-        moving = form.reach.flatten(1) > 0
-        count = int(moving.sum(1).amax())
-        if not 0 < count <= most or not bool(form.reach.isfinite().all()):
+        left = form.reach.flatten(1)
+        count = min(int((left > 0).sum(1).amax()), self.room + self.inputs - self.symbols)
+        if count <= 0 or not bool(left.isfinite().all()):
             return
-        while self.blocks and self.symbols - self.inputs + count > self.room:
-            self.merge(self.blocks.pop(0))
-        form = self.forms[name]
-        size, place = form.reach.flatten(1).topk(min(count, moving.shape[1]), dim=1)
-        fresh = size.new_zeros(len(size), count, moving.shape[1]).scatter(2, place[..., None], size[..., None])
-        rest = form.reach.flatten(1).scatter(1, place, 0.0).view_as(form.reach)
+        size, place = left.topk(count, dim=1)
+        fresh = size.new_zeros(len(size), count, left.shape[1]).scatter(2, place[..., None], size[..., None])
         generators = torch.cat([form.wide(self.symbols), fresh.view(len(size), count, *form.reach.shape[1:])], 1)
         self.symbols += count
-        self.blocks.append(count)
-        self.forms[name] = Form(form.center, generators, rest)
-
-    def merge(self, count: int) -> None:
-        """The oldest symbols go into the remainder of every form."""
-        first, end = self.inputs, self.inputs + count
-        for name, form in self.forms.items():
-            old = form.generators[:, first:end]
-            if old.shape[1]:
-                left = torch.cat([form.generators[:, :first], form.generators[:, end:]], 1)
-                self.forms[name] = Form(form.center, left, form.reach + torch.linalg.vector_norm(old, 1, dim=1))
-        self.symbols -= count
+        self.forms[name] = Form(form.center, generators, left.scatter(1, place, 0.0).view_as(form.reach))
 
     def renew(self, name: str) -> None:
         """The form of a node from lines carried back, where too much of it is left open."""
@@ -217,6 +209,7 @@ class Forms:
         if not self.spread(found).sum() < width:  # NaN as well
             return
         self.keep(name, found)
+        self.symbols = self.inputs  # nothing else is left that knows of the others
         left = 1 - float(self.own(found).sum() / self.spread(found).sum())
         self.share = max(self.share, 2 * left)  # what lines leave open, they would leave open again
 
@@ -246,7 +239,12 @@ STEPS: dict[type, Callable[[Forms, Node, list[Form]], Form]] = {
 
 
 def begun(region: Region) -> Form:
-    """The inputs of a region: a symbol for each number that moves."""
+    """The inputs of a region: a symbol for each number that moves, or the few that the region itself is made of."""
+    known = region.symbols() if hasattr(region, "symbols") else None
+    if known is not None:
+        center, generators, reach = known
+        shape = region.anchor.shape[1:]
+        return Form(center.view_as(region.anchor), generators.unflatten(2, shape), reach.view_as(region.anchor))
     low, high = region.box()
     free = (high > low).flatten(1)
     moves = free.any(0).nonzero()[:, 0]
