@@ -8,11 +8,13 @@ from torch import nn
 from torch.nn import functional as F
 
 import certify
-from adversarial import Ball
+from adversarial import Ball, lift
+from adversarial.sets import BrightnessContrast, Hue
 from adversarial.streams import Streams
 from certify.engine.bounds import Bounds
-from certify.engine.forms import Forms
+from certify.engine.forms import Forms, doubled
 from certify.engine.graph import trace
+from certify.semantic.semantic import Enclosed
 
 POINTS = 100
 
@@ -152,6 +154,27 @@ def test_small_threats_of_deep_models_are_certified():
     assert not certify.IBP(ball)(model, x, y).certified.any()
     found = certify.CROWN(ball, intermediate="forward")(model, x, y)
     assert found.certified.all()
+
+
+@pytest.mark.parametrize("set", [BrightnessContrast(0.2, 0.2), Hue(0.3)])
+def test_sets_of_few_parameters_are_their_own_symbols(set):
+    torch.manual_seed(5)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.GELU(), nn.Conv2d(4, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16, 3))
+    x = torch.rand(2, 3, 6, 6)
+    graph, ball = trace(model.eval(), x), lift(set).around(x)
+    middle, half = (sum(ball.box()) / 2).flatten(1), ((ball.box()[1] - ball.box()[0]) / 2).flatten(1)
+    low, high = middle - half / 8, middle + half / 8
+    region = Enclosed(set, low[:, None], high[:, None]).around(x)
+    bounds = Bounds(graph.double, doubled(region))
+    with torch.no_grad():
+        forms = Forms(bounds)
+        forms.run()
+        assert forms.inputs == low.shape[1]
+        for _ in range(POINTS):
+            inputs = set.apply(x, low + (high - low) * torch.rand_like(low))
+            for name, value in graph.double.values(inputs.double()).items():
+                below, above = bounds.boxes[name]
+                assert ((value >= below - 1e-5) & (value <= above + 1e-5)).all(), name
 
 
 def test_the_linear_part_is_the_operation_without_its_constant():

@@ -285,14 +285,16 @@ def doubled(region: Region) -> Region:
 
 
 def forward_margins(bounds: Bounds, front: Front) -> Tensor:
-    """The least (B, R) of rows of logits by lines carried back through boxes of affine forms, sample by sample.
+    """The least (B, R) of rows of logits by lines carried back through boxes of affine forms.
 
     In double precision: single rounds by as much as a small threat moves a deep model.
     """
-    graph, found = bounds.graph.double, []
-    for row in torch.arange(len(bounds.region), device=front.a.device).split(1):
-        own = Bounds(graph, doubled(bounds.region[row]))
+    graph, region, found = bounds.graph.double, bounds.region, []
+    widest = max(node.shape.numel() for node in graph.nodes.values())
+    symbols = ROOM + begun(region[torch.arange(1, device=front.a.device)]).generators.shape[1]
+    for rows in torch.arange(len(region), device=front.a.device).split(max(1, NUMBERS // (symbols * widest))):
+        own = Bounds(graph, doubled(region[rows]))
         Forms(own).run()
-        rows = Front(front.a[row].double())
-        found.append(torch.fmax(own.elided(rows), own.lower(graph.output, rows)))
+        a = Front(front.a[rows].double())
+        found.append(torch.fmax(own.elided(a), own.lower(graph.output, a)))
     return torch.cat(found).to(front.a.dtype)
