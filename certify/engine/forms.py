@@ -29,7 +29,7 @@ from certify.engine.front import begun as rows_of
 from certify.engine.graph import Node
 from certify.engine.nonlinear import Chosen, Largest, OneNumber, Product, axis
 
-ORDER = {"linf": 1, "l2": 2, "l1": torch.inf}  # of the norm that is dual to the ball's
+ORDER = {"l2": 2, "l1": torch.inf}  # of the norm that is dual to a round ball's; of a box it is 1
 ROOM = 2048  # symbols for what is left open
 SHARE = 0.25  # of a node's width that may be left open before lines are carried back
 
@@ -62,7 +62,7 @@ class Forms:
 
     def __init__(self, bounds: Bounds, room: int = ROOM, share: float = SHARE):
         self.bounds, self.room, self.share = bounds, room, share
-        self.order = ORDER[bounds.region.norm]
+        self.order = ORDER.get(bounds.region.norm, 1)
         self.start = begun(bounds.region)
         self.forms = {bounds.graph.input: self.start}
         self.inputs = self.symbols = self.start.generators.shape[1]
@@ -219,7 +219,7 @@ class Forms:
         shape, samples = bounds.graph.nodes[name].shape, len(start.center)
         places = torch.arange(shape.numel(), device=start.center.device).expand(samples, -1)
         slopes, offsets = [], []
-        for some in places.split(max(1, NUMBERS // (samples * bounds.size(name))), 1):
+        for some in places.split(max(1, NUMBERS // (samples * bounds.graph.widest)), 1):
             seen: dict[str, Tensor] = {}
             front = rows_of(shape, some, sign, start.center, windowed=False)
             least = bounds.carried(name, front, watch=seen.__setitem__)
@@ -248,8 +248,8 @@ def begun(region: Region) -> Form:
     low, high = region.box()
     free = (high > low).flatten(1)
     moves = free.any(0).nonzero()[:, 0]
-    center = (low + high) / 2 if region.norm == "linf" else region.anchor
-    size = (high - low).flatten(1) / 2 if region.norm == "linf" else region.eps[:, None] * free
+    center = region.anchor if region.norm in ORDER else (low + high) / 2
+    size = region.eps[:, None] * free if region.norm in ORDER else (high - low).flatten(1) / 2
     generators = center.new_zeros(len(center), len(moves), center[0].numel())
     generators[:, torch.arange(len(moves), device=moves.device), moves] = size[:, moves].to(center)
     return Form(center, generators.view(len(center), -1, *center.shape[1:]), torch.zeros_like(center))
@@ -290,9 +290,8 @@ def forward_margins(bounds: Bounds, front: Front) -> Tensor:
     In double precision: single rounds by as much as a small threat moves a deep model.
     """
     graph, region, found = bounds.graph.double, bounds.region, []
-    widest = max(node.shape.numel() for node in graph.nodes.values())
     symbols = ROOM + begun(region[torch.arange(1, device=front.a.device)]).generators.shape[1]
-    for rows in torch.arange(len(region), device=front.a.device).split(max(1, NUMBERS // (symbols * widest))):
+    for rows in torch.arange(len(region), device=front.a.device).split(max(1, NUMBERS // (symbols * graph.widest))):
         own = Bounds(graph, doubled(region[rows]))
         Forms(own).run()
         a = Front(front.a[rows].double())

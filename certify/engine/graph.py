@@ -171,6 +171,11 @@ class Graph:
         """The same in double precision."""
         return replace(self, nodes={name: node.double() for name, node in self.nodes.items()})
 
+    @cached_property
+    def widest(self) -> int:
+        """Numbers of the largest value."""
+        return max(node.shape.numel() for node in self.nodes.values())
+
     def anchors(self, name: str, known: frozenset[str], nonlinear: frozenset[str]) -> list[str] | None:
         """Nodes among `known` of which this one is a linear function; None where another nonlinear one comes first."""
         found: dict[str, None] = {}
