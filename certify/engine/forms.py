@@ -72,6 +72,7 @@ class Forms:
         graph, bounds = self.bounds.graph, self.bounds
         last = {other: name for name, node in graph.nodes.items() for other in node.inputs}
         bounds.narrow(graph.input, bounds.region.box())
+        self.open(graph.input)
         for name, node in graph.nodes.items():
             if name == graph.input:
                 continue
@@ -82,9 +83,7 @@ class Forms:
                     self.forms.pop(other, None)
             if name not in bounds.still and name != graph.output:
                 cut = len(graph.readers[name]) > 1 and bounds.still.issuperset(self.forms.keys() - {name})
-                if cut:
-                    self.renew(name)
-                if cut or self.bent(name):
+                if (cut and self.renewed(name)) or self.bent(name):
                     self.open(name)
         return self.forms[graph.output]
 
@@ -191,12 +190,12 @@ class Forms:
         self.symbols += count
         self.forms[name] = Form(form.center, generators, left.scatter(1, place, 0.0).view_as(form.reach))
 
-    def renew(self, name: str) -> None:
-        """The form of a node from lines carried back, where too much of it is left open."""
+    def renewed(self, name: str) -> bool:
+        """Whether too much of a node was left open, and its form is now made of lines carried back, which leave less."""
         form = self.forms[name]
         width = self.spread(form).sum()
         if not width - self.own(form).sum() > self.share * width:
-            return
+            return False
         (below, bottom), (above, top) = self.lines(name, 1.0), self.lines(name, -1.0)
         gap = Form(form.center, ((above - below) / 2).view(len(above), -1, *form.center.shape[1:]), form.reach)
         apart = self.own(gap).flatten(1)
@@ -207,11 +206,12 @@ class Forms:
             ((top - bottom) / 2).clamp(min=0).view(shape),
         )  # fmt: skip
         if not self.spread(found).sum() < width:  # NaN as well
-            return
+            return False
         self.keep(name, found)
         self.symbols = self.inputs  # nothing else is left that knows of the others
         left = 1 - float(self.own(found).sum() / self.spread(found).sum())
         self.share = max(self.share, 2 * left)  # what lines leave open, they would leave open again
+        return True
 
     def lines(self, name: str, sign: float) -> tuple[Tensor, Tensor]:
         """Of all numbers of a node, lines below (above for a sign of −1): in the input's symbols (B, S, K), and offsets (B, K)."""
