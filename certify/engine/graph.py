@@ -16,6 +16,16 @@ BIASED = frozenset(("linear", "conv1d", "conv2d", "conv3d", "convolution", "conv
 JOINED = frozenset(("cat", "stack", "gather"))  # whose constants have a row for each sample
 
 
+ADDED = {
+    "add": (0, 2),
+    "sub": (0, 2),
+    "rsub": (0, 2),
+    "where": (1, 3),
+    "cat": (0, 1),
+    "stack": (0, 1),
+}  # arguments that are added
+
+
 @dataclass(frozen=True)
 class Ref:
     """The value of another node."""
@@ -54,12 +64,32 @@ class Node:
             args[2:3] = [None] * len(args[2:3])
         return replace(self, args=tuple(args), kwargs={name: bare(value) for name, value in self.kwargs.items()})
 
+    @cached_property
+    def linear(self) -> Node:
+        """An operation that is linear in its inputs plus a constant, without the constant."""
+        args, kwargs = list(self.args), dict(self.kwargs)
+        if self.op in BIASED:
+            args[2:3] = [None] * len(args[2:3])
+            kwargs.pop("bias", None)
+        if self.op in ("pad", "constant_pad_nd"):
+            value = 2 if self.op == "constant_pad_nd" else 3
+            args[value : value + 1] = [0.0] * len(args[value : value + 1])
+            kwargs.pop("value", None)
+        if self.op == "addmm":
+            args[0] = torch.zeros_like(args[0])
+        if self.op in ADDED:
+            first, end = ADDED[self.op]
+            args[first:end] = map(nothing, args[first:end])
+        return replace(self, args=tuple(args), kwargs=kwargs)
+
     def double(self) -> Node:
         """The same in double precision."""
 
         def wide(argument: Any) -> Any:
             if isinstance(argument, (list, tuple)):
                 return type(argument)(wide(each) for each in argument)
+            if isinstance(argument, torch.dtype):
+                return torch.float64 if argument.is_floating_point else argument
             return argument.double() if torch.is_tensor(argument) and argument.is_floating_point() else argument
 
         return replace(
@@ -86,6 +116,15 @@ class Node:
             own = torch.arange(rows, device=args[1][0].device).view(rows, *args[1][0].shape[1:])
             args[1] = [own, *args[1][1:]]
         return self.call(*args, **{key: filled(value) for key, value in self.kwargs.items()})
+
+
+def nothing(argument: Any) -> Any:
+    """Zeros in the place of constants."""
+    if isinstance(argument, (list, tuple)):
+        return type(argument)(map(nothing, argument))
+    if torch.is_tensor(argument):
+        return torch.zeros_like(argument)
+    return 0.0 if isinstance(argument, (int, float)) else argument
 
 
 @dataclass(frozen=True)
@@ -115,6 +154,16 @@ class Graph:
     def norms(self) -> dict[tuple[str, str, str], float]:
         """Norms of linear parts, found once."""
         return {}
+
+    @cached_property
+    def double(self) -> Graph:
+        """The same in double precision."""
+        return replace(self, nodes={name: node.double() for name, node in self.nodes.items()})
+
+    @cached_property
+    def widest(self) -> int:
+        """Numbers of the largest value."""
+        return max(node.shape.numel() for node in self.nodes.values())
 
     def anchors(self, name: str, known: frozenset[str], nonlinear: frozenset[str]) -> list[str] | None:
         """Nodes among `known` of which this one is a linear function; None where another nonlinear one comes first."""

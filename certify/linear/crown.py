@@ -13,6 +13,7 @@ from certify.certificate import Certificate, Certifier
 from certify.checks import answers, check_labels
 from certify.engine.ascent import Ascent
 from certify.engine.bounds import NUMBERS, Bounds
+from certify.engine.forms import forward_margins
 from certify.engine.front import Front
 from certify.engine.graph import Graph
 from certify.engine.tracing import trace
@@ -85,7 +86,9 @@ class CROWN(Linear):
 
     Args:
         intermediate: where the boxes inside come from: "crown", a backward pass for each number that is not decided
-            by intervals, or "ibp", intervals alone (CROWN-IBP), which is much faster and looser.
+            by intervals, "ibp", intervals alone (CROWN-IBP), which is much faster and looser, or "forward", affine forms in
+            the numbers that the threat moves (`engine.forms`), in double precision: for deep models, frozen sources among
+            them, under small threats, where intervals say nothing and passes for each number do not end.
 
     Reference: Zhang et al., "Efficient neural network robustness certification with general activation functions",
     NeurIPS 2018, arXiv:1811.00866; CROWN-IBP: Zhang et al., ICLR 2020, arXiv:1906.06316.
@@ -94,10 +97,12 @@ class CROWN(Linear):
     """
 
     threat: Threat
-    intermediate: Literal["crown", "ibp"] = "crown"
+    intermediate: Literal["crown", "ibp", "forward"] = "crown"
 
     @torch.no_grad()
     def margins(self, bounds: Bounds, front: Front) -> Tensor:
+        if self.intermediate == "forward":
+            return forward_margins(bounds, front)
         if self.intermediate == "crown":
             bounds.tighten()
         return torch.fmax(bounds.elided(front), bounds.lower(bounds.graph.output, front))

@@ -44,6 +44,17 @@ class Pieces(Region):
     def __getitem__(self, rows: Tensor) -> Region:
         return replace(super().__getitem__(rows), row=self.row[rows])  # type: ignore[call-arg]
 
+    def symbols(self) -> tuple[Tensor, Tensor, Tensor] | None:
+        """Centre (B, D), generators (B, k, D) of the parameters in [−1, 1], and what lines leave between them (B, D); None for
+        pieces without lines, and for several, which have none in common."""
+        if self.middle.shape[1] > 1 or self.rising.shape[3] == 1:
+            return None
+        below, above, sinking, rising = (
+            part[self.row, 0] for part in (self.below, self.above, self.sinking, self.rising)
+        )
+        apart = (above - below) / 2 + (rising - sinking).abs().sum(1) / 2
+        return (below + above) / 2, (rising + sinking) / 2, apart.clamp(min=0)
+
     def support(self, gradient: Tensor) -> Tensor:
         r"""The largest over the pieces, less what is taken at the anchor: of each the smaller of what its ranges and its lines
         leave, $g^Tm + |g|^Th$ and $g_+^Tb' + g_-^Tb + \sum_k |g_+^Ts'_k + g_-^Ts_k|$."""
