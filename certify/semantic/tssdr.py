@@ -17,7 +17,7 @@ from adversarial.lifting import Lifted, ParametrisedSet
 from adversarial.threat import Ball
 from certify.certificate import Certificate
 from certify.checks import check_labels
-from certify.engine.graph import check_still
+from certify.engine.tracing import check_still
 from certify.errors import CertifyError
 from certify.randomised.sequential import looks_of
 from certify.randomised.smoothing import Smoothing
