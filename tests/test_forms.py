@@ -13,7 +13,7 @@ from adversarial.sets import BrightnessContrast, Hue
 from adversarial.streams import Streams
 from certify.engine.bounds import Bounds
 from certify.engine.forms import Forms, doubled
-from certify.engine.graph import trace
+from certify.engine.tracing import trace
 from certify.semantic.semantic import Enclosed
 
 POINTS = 50

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -20,16 +20,15 @@ from torch import Tensor
 from adversarial.threat import Region
 from certify.engine.affine import Box, Convolution, Dense, Pointwise
 from certify.engine.coupling import Coupling
+from certify.engine.fall import DUAL, least, steepness
 from certify.engine.front import Front, begun, flat
 from certify.engine.graph import Graph
 from certify.engine.nonlinear import Chosen, OneNumber, Product, Slopes, Step
 from certify.engine.rules import ONE_EACH, rule_of
 from certify.errors import CertifyError
 
-DUAL = {"l2": 2, "l1": torch.inf}
 NUMBERS = 2**24  # of the largest tensor in front of a node's values: 64 MB in float32
 Bound = Callable[[str, Front], Tensor]
-CACHED = 2**18  # of what is passed over many times
 
 
 class Bounds:
@@ -250,7 +249,7 @@ class Bounds:
                 bound = bound + held
             watch(current, front.a)
             if current == self.graph.input:
-                bound = bound + self.least(front)
+                bound = bound + least(front, self.region)
             elif current in stops or current in self.still:
                 low, high = (front.pick(side) for side in self.boxes[current])
                 bound = bound + front.total(low, front.a.clamp(min=0)) + front.total(high, front.a.clamp(max=0))
@@ -272,54 +271,6 @@ class Bounds:
             self.relaxed[name] = self.rules[name].relax(node, [self.boxes[other] for other in node.inputs])
         return self.relaxed[name]
 
-    @cached_property
-    def uncut(self) -> bool:
-        """Whether the region is a whole L2 or L1 ball, cut by no bounds: how far it falls is then the dual norm."""
-        region, eps = self.region, self.region.eps[:, None]
-        whole = (region.low <= -eps).all() & (region.high >= eps).all()
-        return region.norm in ("l2", "l1") and type(region) is Region and bool(whole)
-
-    def least(self, front: Front) -> Tensor:
-        """The least (G, R) that A·x can be in the region."""
-        region = self.region
-        if type(region) is not Region:  # one that knows more than its box
-            front = front.dense()
-            rows = front.of(torch.arange(len(region), device=front.a.device)).repeat_interleave(front.a.shape[1])
-            fall = region[rows].support(-front.rows)
-            return front.total(front.pick(region.anchor)) - fall.view(front.a.shape[:2])
-        if region.norm == "linf":
-            middle, radius = (region.floor + region.ceiling) / 2, (region.ceiling - region.floor) / 2
-            return front.total(front.pick(middle)) - front.total(front.pick(radius), front.a.abs())
-        if self.uncut:
-            size = steepness(front.clipped().a.flatten(2), region.norm)
-            return front.total(front.pick(region.anchor)) - front.of(region.eps)[:, None] * size
-        wide = front.a.shape
-        low, high = (
-            front.pick(each.view_as(region.anchor)).expand(wide).flatten(2) for each in (region.low, region.high)
-        )
-        eps = front.of(region.eps)[:, None].expand(wide[:2])
-        fall = in_parts(partial(support, region), front.a.flatten(2), low, high, eps)
-        return front.total(front.pick(region.anchor)) - fall
-
-
-def support(region: Region, rows: Tensor, low: Tensor, high: Tensor, eps: Tensor) -> Tensor:
-    """By how much linear functions (G, R, numbers) can fall in balls like a region's, cut at low and high."""
-    a, low, high, eps = (each.flatten(0, 1) for each in (rows, low, high, eps))
-    return replace(region, anchor=a, low=low, high=high, eps=eps).support(-a).view(rows.shape[:2])
-
-
-def in_parts(function: Callable[..., Tensor], rows: Tensor, *others: Tensor) -> Tensor:
-    """What a function that passes often over its arguments gives (G, R), for parts that stay in a processor's cache."""
-    count, size = rows.shape[1:]
-    most = max(1, CACHED // size)
-    every = zip(*(each.split(max(1, most // count)) for each in (rows, *others)), strict=True)
-    return torch.cat(
-        [
-            torch.cat([function(*some) for some in zip(*(each.split(most, 1) for each in part), strict=True)], 1)
-            for part in every
-        ]
-    )
-
 
 def finite(low: Tensor, high: Tensor) -> Box:
     """A box that overflowed: what is no number may be any, and beyond the largest number lies more than one."""
@@ -327,9 +278,3 @@ def finite(low: Tensor, high: Tensor) -> Box:
         return low, high
     most = torch.finfo(low.dtype).max
     return low.nan_to_num(-torch.inf, most, -torch.inf), high.nan_to_num(torch.inf, torch.inf, -most)
-
-
-def steepness(rows: Tensor, norm: str) -> Tensor:
-    """By how much linear functions (…, D) grow at most along a step of length 1; never below it, also where squares underflow."""
-    found = torch.linalg.vector_norm(rows, DUAL[norm], dim=-1)
-    return found + (rows.shape[-1] * torch.finfo(rows.dtype).tiny) ** 0.5 if norm == "l2" else found

@@ -24,6 +24,7 @@ from adversarial.threat import Region
 from certify.engine.affine import Affine
 from certify.engine.bounds import NUMBERS, Bounds
 from certify.engine.curves import Curve
+from certify.engine.fall import least
 from certify.engine.front import Front
 from certify.engine.front import begun as rows_of
 from certify.engine.graph import Node
@@ -222,9 +223,9 @@ class Forms:
         for some in places.split(max(1, NUMBERS // (samples * bounds.graph.widest)), 1):
             seen: dict[str, Tensor] = {}
             front = rows_of(shape, some, sign, start.center, windowed=False)
-            least = bounds.carried(name, front, watch=seen.__setitem__)
+            lowest = bounds.carried(name, front, watch=seen.__setitem__)
             a = seen[bounds.graph.input]
-            constant = least - bounds.least(Front(a))
+            constant = lowest - least(Front(a), bounds.region)
             a = a.flatten(2)
             constant = constant + (a * start.center.flatten(1)[:, None]).sum(2)
             constant = constant - (a.abs() * start.reach.flatten(1)[:, None]).sum(2)

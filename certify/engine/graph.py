@@ -15,15 +15,8 @@ SHAPED = frozenset(("view", "reshape", "_unsafe_view", "flatten", "unsqueeze", "
 BIASED = frozenset(("linear", "conv1d", "conv2d", "conv3d", "convolution", "conv_transpose1d", "conv_transpose2d"))
 JOINED = frozenset(("cat", "stack", "gather"))  # whose constants have a row for each sample
 
-
-ADDED = {
-    "add": (0, 2),
-    "sub": (0, 2),
-    "rsub": (0, 2),
-    "where": (1, 3),
-    "cat": (0, 1),
-    "stack": (0, 1),
-}  # arguments that are added
+# which arguments are added
+ADDED = {"add": (0, 2), "sub": (0, 2), "rsub": (0, 2), "where": (1, 3), "cat": (0, 1), "stack": (0, 1)}
 
 
 @dataclass(frozen=True)

@@ -99,6 +99,10 @@ class CROWN(Linear):
     threat: Threat
     intermediate: Literal["crown", "ibp", "forward"] = "crown"
 
+    def __post_init__(self) -> None:
+        if self.intermediate not in ("crown", "ibp", "forward"):
+            raise CertifyError(f"expected intermediate 'crown', 'ibp' or 'forward', got {self.intermediate!r}")
+
     @torch.no_grad()
     def margins(self, bounds: Bounds, front: Front) -> Tensor:
         if self.intermediate == "forward":

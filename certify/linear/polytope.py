@@ -24,6 +24,7 @@ from certify.certificate import Certificate, proof
 from certify.checks import answers, check_labels
 from certify.engine.affine import Box
 from certify.engine.bounds import Bounds
+from certify.engine.fall import least
 from certify.engine.front import Front, begun
 from certify.engine.graph import Graph
 from certify.engine.rules import rule_of
@@ -119,8 +120,8 @@ class DualNetwork:
             middle = front.total(front.pick((low + high) / 2))
             radius = front.total(front.pick((high - low) / 2), front.a.abs())
             return middle - radius, middle + radius
-        bounds, front = Bounds(self.graph, region), front.of_each(len(region))
-        return bounds.least(front), -bounds.least(replace(front, a=-front.a))
+        front = front.of_each(len(region))
+        return least(front, region), -least(replace(front, a=-front.a), region)
 
     def margins(self, region: Region, y: Tensor) -> Tensor:
         """Lower bounds (n, classes) of the logit of y minus each; zero at y itself.
