@@ -15,6 +15,7 @@ from certify import CROWN, IBP, SDPCROWN, BetaCROWN, CertifyError, InputSplit, t
 from certify.engine.ascent import Ascent
 from certify.engine.bounds import Bounds
 from certify.engine.curves import CURVES
+from certify.engine.forms import Forms
 from certify.engine.front import Front
 from certify.engine.nonlinear import Largest
 
@@ -57,8 +58,10 @@ def points(region):
 
 def check_every_value(graph, region, tol):
     """No value leaves its box, its ball, or falls below its bounds, in any of the ways these are found."""
-    single, lines, trained = (Bounds(graph, region).intervals() for _ in range(3))
+    single, lines, trained, carried = (Bounds(graph, region).intervals() for _ in range(4))
     lines.tighten()
+    with torch.no_grad():
+        Forms(carried).run()
     trained.couple()
     for name in trained.wanted():
         trained.update(name, Ascent(trained, 2))
@@ -71,7 +74,7 @@ def check_every_value(graph, region, tol):
             values = graph.values(z)
         for name, value in values.items():
             slack = tol * (1 + value.abs())
-            for each in (single, lines, trained):
+            for each in (single, lines, trained, carried):
                 low, high = each.boxes[name]
                 assert low.shape == value.shape and not ((value < low - slack) | (value > high + slack)).any(), name
         out = front.total(values[graph.output][:, None])

@@ -29,6 +29,7 @@ from certify.engine.front import Front
 from certify.engine.front import begun as rows_of
 from certify.engine.graph import Node
 from certify.engine.nonlinear import Chosen, Largest, OneNumber, Product, axis
+from certify.errors import CertifyError
 
 ORDER = {"l2": 2, "l1": torch.inf}  # of the norm that is dual to a round ball's; of a box it is 1
 ROOM = 2048  # symbols for what is left open
@@ -128,6 +129,11 @@ class Forms:
     def affine(self, node: Node, given: list[Form]) -> Form:
         rule, reach = self.bounds.rules[node.name], [form.reach for form in given]
         symbols = max(form.generators.shape[1] for form in given)
+        if bool(node.linear.run(*(torch.zeros_like(form.center[:1]) for form in given)).any()):
+            raise CertifyError(
+                f"expected an operation whose constant part is known, got {node.op} in {node.path or 'the model'}; use "
+                "intermediate='crown'"
+            )
         return Form(
             node.run(*(form.center for form in given)),
             each(node.linear.run, symbols, *(form.wide(symbols) for form in given)),
