@@ -30,6 +30,7 @@ from certify.engine.ascent import Ascent
 from certify.engine.bounds import Bounds
 from certify.engine.coupling import lagrangian
 from certify.engine.curves import CURVES
+from certify.engine.front import Front
 from certify.engine.tracing import trace
 
 NORMS, TRACE = ("linf", "l2", "l1"), trace
@@ -269,6 +270,34 @@ def test_trained_slopes_only_help():
     crown, alpha = CROWN(ball)(model, x, y), AlphaCROWN(ball)(model, x, y)
     assert (alpha.margin >= crown.margin).all() and (alpha.margin > crown.margin + 1e-4).any()
     assert (alpha.margin <= least_margin(model, ball, x, y) + 1e-5).all()
+
+
+def test_each_row_has_slopes_of_its_own():
+    """Bounds that are trained beside each other are those that are trained alone; so are the margins'."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 12), nn.ReLU(), nn.Linear(12, 12), nn.Tanh(), nn.Linear(12, 4)).eval()
+    x = torch.rand(3, 6)
+    bounds = Bounds(trace(model, x), Ball("linf", 0.1, None, None).around(x)).intervals().tighten()
+    name, rows = bounds.graph.output, torch.randn(3, 5, 4)
+    together = Ascent(bounds, 10)(name, Front(rows))
+    alone = torch.cat([Ascent(bounds, 10)(name, Front(rows[:, row : row + 1])) for row in range(5)], 1)
+    assert torch.allclose(together, alone, atol=1e-4)
+    assert bool((together > bounds.lower(name, Front(rows)) + 1e-3).any())
+
+
+def test_slopes_of_boxes_inside_are_trained_for_the_margins():
+    torch.manual_seed(0)
+    layers = [nn.Linear(6, 20), nn.ReLU(), nn.Linear(20, 20), nn.ReLU(), nn.Linear(20, 20), nn.ReLU(), nn.Linear(20, 3)]
+    for layer in layers[::2]:
+        nn.init.normal_(layer.weight, std=1.5 * layer.in_features**-0.5)
+    model, x = nn.Sequential(*layers).eval(), torch.randn(20, 6)
+    y = model(x).argmax(1)
+    ball = Ball("linf", 0.2, None, None)
+    last, full = (AlphaCROWN(ball, slopes)(model, x, y).margin for slopes in ("last", "full"))
+    left = CROWN(ball)(model, x, y).margin <= 0  # where anything is trained
+    assert int(left.sum()) > 5
+    assert bool((full >= last - 1e-3)[left].all()) and float((full - last)[left].mean()) > 0.05
+    assert bool((full <= least_margin(model, ball, x, y) + 1e-4).all())
 
 
 def test_numbers_of_a_layer_that_share_a_ball_are_bounded_together():
