@@ -504,6 +504,28 @@ def test_what_has_no_bound_is_said_in_one_sentence():
         IBP(ball)(Named(Function(lambda v: v + torch.rand(6))).eval(), x, y)
 
 
+def test_boxes_that_rounding_keeps_apart_stay_boxes():
+    """A width below zero would grow from layer to layer, and bounds would come out above the values."""
+    torch.manual_seed(0)
+    layers = [layer for _ in range(12) for layer in (nn.Linear(30, 30), nn.ReLU())]
+    model, x = nn.Sequential(*layers, nn.Linear(30, 3)).eval(), torch.rand(4, 30)
+    for layer in layers[::2]:
+        nn.init.normal_(layer.weight, std=0.3)
+    graph = trace(model, x)
+    bounds = Bounds(graph, Ball("linf", 1e-6, None, None).around(x)).intervals()
+    inner = bounds.graph.nodes[list(bounds.graph.nodes)[2]].name
+    low, high = bounds.boxes[inner]
+    bounds.narrow(inner, (high + 1e-6, high + 2e-6))
+    bounds.forward(inner)
+    assert all(bool((low <= high).all()) for low, high in bounds.boxes.values())
+    with torch.no_grad():
+        top = model(x).topk(2, dim=1)
+    y, clean = top.indices[:, 0], top.values[:, 0] - top.values[:, 1]
+    for ways in ("crown", "forward"):
+        found = CROWN(Ball("linf", 1e-6, None, None), ways)(graph, x, y).margin
+        assert bool((found <= clean * (1 + 1e-4)).all())
+
+
 def test_what_overflows_is_not_shown():
     first, second, last = nn.Linear(2, 2, bias=False), nn.Linear(2, 1, bias=False), nn.Linear(1, 2)
     first.weight.data = torch.eye(2) * 1e30

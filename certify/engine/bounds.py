@@ -102,6 +102,8 @@ class Bounds:
         low, high = box
         if name in self.boxes:
             low, high = torch.fmax(low, self.boxes[name][0]), torch.fmin(high, self.boxes[name][1])
+            # two that only rounding keeps apart: what lies between them must not count as less than nothing
+            low, high = torch.minimum(low, high), torch.maximum(low, high)
         self.boxes[name] = low, high
         known = torch.equal(low[:1], high[:1]) and torch.equal(low, high)  # one sample tells nearly always
         if known and bool(low.isfinite().all()):  # what overflows is not known
