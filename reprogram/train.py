@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import copy
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain, islice
@@ -129,7 +130,17 @@ def default_accelerator() -> Any:
     """An `Accelerator` on the GPU where there is one; else told so, or two processes on a CPU would not know each other."""
     from accelerate import Accelerator
 
-    return Accelerator(cpu=not torch.cuda.is_available())
+    accelerator = Accelerator(cpu=not torch.cuda.is_available())
+    if accelerator.num_processes > 1:
+        atexit.unregister(part)
+        atexit.register(part)
+    return accelerator
+
+
+def part() -> None:
+    """Let go of the other processes: torch aborts now and then when Python ends before that."""
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def progress_bar(loop: Loop, history: History, shown: bool):
