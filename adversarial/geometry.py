@@ -8,6 +8,13 @@ from torch import Tensor
 SECANTS, FARTHEST = 32, 1e4  # at most, and by how much one may multiply
 
 
+def norm_of(steps: Tensor, norm: str) -> Tensor:
+    """Norm (B,) of rows (B, D); l0 counts what is not zero."""
+    if norm == "l0":
+        return (steps != 0).sum(1).to(steps.dtype)
+    return torch.linalg.vector_norm(steps, {"linf": float("inf"), "l2": 2, "l1": 1}[norm], dim=1)
+
+
 def into_box(u: Tensor, low: Tensor, high: Tensor) -> Tensor:
     return torch.minimum(torch.maximum(u, low), high)
 

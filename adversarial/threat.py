@@ -10,7 +10,7 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
-from adversarial.geometry import PROJECTIONS, support_l2
+from adversarial.geometry import PROJECTIONS, norm_of, support_l2
 from adversarial.streams import Streams, seed_of
 
 FEW = 16  # coordinates among which an L1 ball is looked for first
@@ -186,13 +186,6 @@ class Region:
         length = norm_of(noise, self.norm)[:, None].clamp_min(torch.finfo(noise.dtype).tiny)
         steps = (noise / length * radius).to(self.low.dtype)
         return self.moved(PROJECTIONS[self.norm](steps, self.eps, self.low, self.high))
-
-
-def norm_of(steps: Tensor, norm: Norm) -> Tensor:
-    """Norm (B,) of rows (B, D); l0 counts what is not zero."""
-    if norm == "l0":
-        return (steps != 0).sum(1).to(steps.dtype)
-    return torch.linalg.vector_norm(steps, {"linf": float("inf"), "l2": 2, "l1": 1}[norm], dim=1)
 
 
 @dataclass(frozen=True)

@@ -122,6 +122,15 @@ class Curve:
         best = heights.argmax(0) if lower else heights.argmin(0)
         return tried.gather(0, best[None])[0]
 
+    def parallel(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """One slope of those, with the intercepts of a line below and of one above that leave least between them."""
+        best: tuple[Tensor, ...] = ()
+        for slope in self.slopes(low, high):
+            found = slope, *(self.intercept(low, high, slope, lower=side) for side in (True, False))
+            nearer = found[2] - found[1] < best[2] - best[1] if best else torch.ones_like(low, dtype=torch.bool)
+            best = tuple(torch.where(nearer, new, old) for new, old in zip(found, best or found, strict=True))
+        return best
+
     def lines(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Slope and intercept of the line below on [low, high] and of the one above, each of least area."""
         if self.straight and len(self.knots) == 1:

@@ -23,15 +23,13 @@ from torch.nn import functional as F
 from adversarial.threat import Region
 from certify.engine.affine import Affine
 from certify.engine.bounds import NUMBERS, Bounds
-from certify.engine.curves import Curve
-from certify.engine.fall import least
+from certify.engine.fall import DUAL, least
 from certify.engine.front import Front
 from certify.engine.front import begun as rows_of
 from certify.engine.graph import Node
 from certify.engine.nonlinear import Chosen, Largest, OneNumber, Product, axis
 from certify.errors import CertifyError
 
-ORDER = {"l2": 2, "l1": torch.inf}  # of the norm that is dual to a round ball's; of a box it is 1
 ROOM = 2048  # symbols for what is left open
 SHARE = 0.25  # of a node's width that may be left open before lines are carried back
 
@@ -64,7 +62,7 @@ class Forms:
 
     def __init__(self, bounds: Bounds, room: int = ROOM, share: float = SHARE):
         self.bounds, self.room, self.share = bounds, room, share
-        self.order = ORDER.get(bounds.region.norm, 1)
+        self.order = DUAL.get(bounds.region.norm, 1)  # of the dual norm; of a box it is 1
         self.start = begun(bounds.region)
         self.forms = {bounds.graph.input: self.start}
         self.inputs = self.symbols = self.start.generators.shape[1]
@@ -165,7 +163,7 @@ class Forms:
 
     def curved(self, node: Node, given: list[Form]) -> Form:
         (form,), curve = given, self.bounds.rules[node.name].curve(node)
-        slope, low, high = parallel(curve, *self.bounds.boxes[node.inputs[0]])
+        slope, low, high = curve.parallel(*self.bounds.boxes[node.inputs[0]])
         reach = slope.abs() * form.reach + ((high - low) / 2).clamp(min=0)
         return Form(slope * form.center + (low + high) / 2, slope[:, None] * form.generators, reach)
 
@@ -255,8 +253,8 @@ def begun(region: Region) -> Form:
     low, high = region.box()
     free = (high > low).flatten(1)
     moves = free.any(0).nonzero()[:, 0]
-    center = region.anchor if region.norm in ORDER else (low + high) / 2
-    size = region.eps[:, None] * free if region.norm in ORDER else (high - low).flatten(1) / 2
+    center = region.anchor if region.norm in DUAL else (low + high) / 2
+    size = region.eps[:, None] * free if region.norm in DUAL else (high - low).flatten(1) / 2
     generators = center.new_zeros(len(center), len(moves), center[0].numel())
     generators[:, torch.arange(len(moves), device=moves.device), moves] = size[:, moves].to(center)
     return Form(center, generators.view(len(center), -1, *center.shape[1:]), torch.zeros_like(center))
@@ -268,16 +266,6 @@ def each(run: Callable[..., Tensor], symbols: int, *values: Tensor) -> Tensor:
         return run(*(value.flatten(0, 1) for value in values)).unflatten(0, (-1, symbols))
     one = run(*(value.new_zeros(len(value), *value.shape[2:]) for value in values))
     return one.new_zeros(len(one), 0, *one.shape[1:])
-
-
-def parallel(curve: Curve, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """One slope, with the intercepts of a line below and of one above: of those tried that which leaves least between."""
-    best: tuple[Tensor, ...] = ()
-    for slope in curve.slopes(low, high):
-        found = slope, *(curve.intercept(low, high, slope, lower=side) for side in (True, False))
-        nearer = found[2] - found[1] < best[2] - best[1] if best else torch.ones_like(low, dtype=torch.bool)
-        best = tuple(torch.where(nearer, new, old) for new, old in zip(found, best or found, strict=True))
-    return best
 
 
 def doubled(region: Region) -> Region:

@@ -46,13 +46,16 @@ class Linear(Certifier, Protocol):
         """The certifier of some of the inputs, for one that has something of its own for each."""
         return self
 
+    def started(self, graph: Graph, region: Region) -> Bounds:
+        """The bounds that `margins` begins with."""
+        return Bounds(graph, region).intervals()
+
     def asked(self, logits: Tensor, y: Tensor) -> Front:
         """The margins that have to stay above zero: the label's over every other class."""
         return Front(differences(y, logits.shape[1], logits.dtype))
 
     def batch(self, graph: Graph, region: Region, logits: Tensor, y: Tensor) -> Certificate:
-        bounds = Bounds(graph, region).intervals()
-        found = self.margins(bounds, self.asked(logits, y)).amin(1)
+        found = self.margins(self.started(graph, region), self.asked(logits, y)).amin(1)
         prediction = logits.argmax(1)
         certified = (found > 0) & found.isfinite() & (prediction == y)
         radius = torch.where(certified, region.eps, 0)
@@ -102,6 +105,10 @@ class CROWN(Linear):
     def __post_init__(self) -> None:
         if self.intermediate not in ("crown", "ibp", "forward"):
             raise CertifyError(f"expected intermediate 'crown', 'ibp' or 'forward', got {self.intermediate!r}")
+
+    def started(self, graph: Graph, region: Region) -> Bounds:
+        bounds = Bounds(graph, region)
+        return bounds if self.intermediate == "forward" else bounds.intervals()  # forms have boxes of their own
 
     @torch.no_grad()
     def margins(self, bounds: Bounds, front: Front) -> Tensor:

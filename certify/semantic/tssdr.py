@@ -41,7 +41,7 @@ class TSSDR:
     is wrong only if the nearest such cell passes).
 
     Args:
-        threat: `lift(set)` of a set with an enclosure: Spatial, Hue, Saturation, Lightness, BrightnessContrast.
+        threat: `lift(set)` of a set with an enclosure: Spatial, Hue, Saturation, Lightness, BrightnessContrast, Occlusion.
         sigma: standard deviation of the noise in each pixel.
         splits: cells of each parameter, one number or one for each. More cells have smaller M_i and take more draws.
         inside: parts of each cell along each parameter; more give a tighter M_i, and take no draws.
